@@ -1,0 +1,242 @@
+"""The result document, schema `featkd.result/1`: all that a report, MLflow or the command line may read.
+
+It carries numbers and codes, no sentences: the report turns codes into English or Japanese. A section that is
+empty says why in `why`.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA = "featkd.result/1"
+Verdict = Literal["go", "no-go", "inconclusive"]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Interval(Part):
+    """A figure with its 95 % interval. `low` and `high` are None where no interval was computed."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+class Score(Part):
+    """One task of one candidate."""
+
+    metric: str = Field(description="acc, acc_norm, word_perplexity, ...")
+    higher_is_better: bool
+    estimate: Interval
+    examples: int
+    chance: float | None = Field(None, description="Guessing (accuracy) or a unigram model (perplexity).")
+    difference: Interval | None = Field(None, description="Paired difference to the teacher: candidate - teacher.")
+    retained: Interval | None = Field(
+        None,
+        description="(candidate - chance) / (teacher - chance); for perplexity the same of log-perplexities.",
+    )
+    ratio: Interval | None = Field(None, description="Perplexity only: candidate / teacher, 1 is as good.")
+
+
+class Quality(Part):
+    why: str | None = None
+    tasks: dict[str, Score] = Field(default_factory=dict)
+    replicates: dict[str, dict[str, float]] = Field(
+        default_factory=dict, description="Seed to task to estimate, where several seeds were trained."
+    )
+
+
+class Agreement(Part):
+    """How a candidate's answers relate to the teacher's on one multiple-choice task."""
+
+    examples: int
+    agreement: Interval = Field(description="Share of examples with the teacher's answer.")
+    correct_to_wrong: float = Field(description="Share the teacher had right and the candidate has wrong.")
+    wrong_to_correct: float = Field(description="Share the teacher had wrong and the candidate has right.")
+
+
+class Fidelity(Part):
+    why: str | None = None
+    tasks: dict[str, Agreement] = Field(default_factory=dict)
+
+
+class Guardrails(Part):
+    why: str | None = None
+
+
+class Latency(Part):
+    why: str | None = None
+    provider: str | None = None
+    ttft_ms: Interval | None = Field(None, description="Median time to first token, prompt already tokenised.")
+    decode_tokens_per_s: Interval | None = Field(None, description="Median over generations, batch 1.")
+    prefill_tokens_per_s: Interval | None = None
+    ttft_speedup: Interval | None = Field(None, description="Teacher's median over the candidate's.")
+    decode_speedup: Interval | None = Field(None, description="Candidate's median rate over the teacher's.")
+    generations: int = 0
+    ttft_ms_quantiles: dict[str, float] = Field(default_factory=dict, description="p50, p90.")
+    raw_ttft_ms: list[float] = Field(default_factory=list)
+    raw_decode_tokens_per_s: list[float] = Field(default_factory=list)
+
+
+class Memory(Part):
+    why: str | None = None
+    peak_rss_bytes: Interval | None = Field(None, description="Peak of the serving process.")
+    rss_above_import_bytes: Interval | None = Field(None, description="The same less the bare runtime.")
+    rss_ratio: Interval | None = Field(None, description="Candidate's peak over the teacher's.")
+    file_bytes: int | None = Field(None, description="The ONNX files.")
+
+
+class Roi(Part):
+    why: str | None = None
+    usd_per_million_input_tokens: Interval | None = None
+    usd_per_million_output_tokens: Interval | None = None
+    machines: int | None = Field(None, description="Whole machines needed at peak.")
+    monthly_cost_usd: Interval | None = None
+    monthly_saving_usd: Interval | None = Field(None, description="Teacher's monthly cost less the candidate's.")
+    one_off_usd: float | None = None
+    payback_months: float | Literal["never"] | None = None
+    payback_months_low: float | Literal["never"] | None = None
+    payback_months_high: float | Literal["never"] | None = None
+    npv_usd: float | None = None
+    cash_flow_usd: list[float] = Field(default_factory=list, description="Cumulative, month 0 to the horizon.")
+
+
+class GateOutcome(Part):
+    metric: str
+    at_least: float | None = None
+    at_most: float | None = None
+    severity: Literal["block", "warn"]
+    observed: Interval | None = None
+    outcome: Literal["pass", "fail", "inconclusive", "missing"]
+
+
+class Decision(Part):
+    verdict: Verdict | None = None
+    why: str | None = Field(None, description="Code: gates, no-gates, baseline, parity-failed, not-run, teacher-inadequate.")
+    gates: list[GateOutcome] = Field(default_factory=list)
+
+
+class Parity(Part):
+    passed: bool
+    max_abs_difference: float
+    tolerance: float
+    argmax_agreement: float
+    tokens: int
+    checks: dict[str, float] = Field(
+        default_factory=dict, description="Largest |logit difference| per check: unpadded, left_padded, stepwise."
+    )
+
+
+class Training(Part):
+    """What it cost to make a candidate."""
+
+    seconds: float | None = None
+    tokens: int | None = None
+    steps: int | None = None
+    parameters: int
+    copied_share: float = Field(0.0, description="Share of the weights copied from the teacher.")
+    weights_sha256: str | None = None
+    curve: list[dict[str, float]] = Field(
+        default_factory=list, description="Points {tokens, validation_loss}; nats per token."
+    )
+
+
+class Candidate(Part):
+    arm: str
+    size: str | None = None
+    seed: int | None = None
+    precision: str = "fp32"
+    artefact: str | None = Field(None, description="Digest of the shipped ONNX folder.")
+    training: Training | None = None
+    parity: Parity | None = None
+    quality: Quality
+    fidelity: Fidelity
+    guardrails: Guardrails
+    latency: Latency
+    memory: Memory
+    roi: Roi
+    verdict: Decision
+
+
+class Comparison(Part):
+    """A paired difference between two candidates on one task: a - b (perplexity: ratio a / b)."""
+
+    task: str
+    a: str
+    b: str
+    kind: Literal["difference", "ratio"]
+    estimate: Interval
+
+
+class AdequacyCheck(Part):
+    task: str
+    against: Literal["chance", "sft"]
+    teacher: Interval
+    other: Interval
+    passed: bool
+
+
+class Adequacy(Part):
+    """Is the teacher worth distilling from? If not, nothing below can be judged."""
+
+    adequate: bool
+    action: Literal["none", "warned", "stopped"]
+    checks: list[AdequacyCheck]
+
+
+class Recommendation(Part):
+    candidate: str | None = None
+    code: Literal["replace", "keep-teacher", "undecided", "teacher-inadequate"]
+
+
+class DataSummary(Part):
+    source: str
+    digest: str
+    documents: int
+    training_documents: int
+    held_out_documents: int
+    near_duplicates_removed: int
+    characters: int
+    training_tokens: int = Field(description="Tokens in the training part; an epoch.")
+    labels: list[str] = Field(default_factory=list)
+
+
+class AssumptionRow(Part):
+    name: str
+    value: float
+    unit: str
+    source: str | None = None
+
+
+class Stage(Part):
+    name: str
+    state: Literal["made", "reused", "skipped", "failed"]
+    seconds: float
+    digest: str | None = None
+    note: str = ""
+
+
+class Result(Part):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    schema_: Literal["featkd.result/1"] = Field(SCHEMA, alias="schema")
+    run_id: str
+    name: str
+    title: str
+    created: str = Field(description="ISO 8601, UTC.")
+    spec: dict[str, Any]
+    spec_digest: str
+    environment: dict[str, Any] = Field(description="Hardware, threads, precision, versions, git commit.")
+    data: DataSummary
+    adequacy: Adequacy
+    recommendation: Recommendation
+    candidates: dict[str, Candidate]
+    comparisons: list[Comparison] = Field(default_factory=list)
+    assumptions: list[AssumptionRow] = Field(default_factory=list)
+    stages: list[Stage] = Field(default_factory=list)
+    evidence: dict[str, str] = Field(default_factory=dict, description="Name to artefact digest.")
+
+    def to_json(self) -> str:
+        return self.model_dump_json(by_alias=True, indent=1)

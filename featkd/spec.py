@@ -1,0 +1,426 @@
+"""The PoC spec: one YAML file in, one frozen, validated tree out.
+
+    spec = load("poc.yaml", overrides=["cost.usd_per_hour=2.5"])
+
+Unknown keys are errors. What can change a result stands here or in the recorded environment.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from featkd.errors import InputError
+
+ARMS = ("sft", "logit-kd", "feature-kd")
+
+
+class CandidateName(NamedTuple):
+    name: str
+    arm: str
+    size: str
+    precision: str
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Data(Section):
+    """Where the documents come from. Exactly one of `builtin`, `files`, `hub`."""
+
+    builtin: Literal["docstrings"] | None = Field(
+        None, description="A corpus that needs no download: docstrings of installed packages."
+    )
+    packages: list[str] = Field(
+        default_factory=list, description="Import names read by `builtin: docstrings`; 'stdlib' is the standard library."
+    )
+    files: list[str] = Field(
+        default_factory=list,
+        description="Local files or globs: .txt, .jsonl, .json, .csv, .tsv, .parquet. Relative to the spec's folder.",
+    )
+    hub: str | None = Field(None, description="A dataset id on the Hugging Face hub. Downloads.")
+    hub_config: str | None = Field(None, description="The configuration of a hub dataset, if it has several.")
+    split: str = Field("train", description="The split to read from a hub dataset.")
+    sample_by: Literal["document", "paragraph", "line"] = Field(
+        "paragraph", description="What one document is in a .txt file."
+    )
+    text_field: str = Field("text", description="Column with plain text. Dots reach into nested fields: 'a.0.b'.")
+    prompt_field: str | None = Field(None, description="Column with the prompt. Set together with `response_field`.")
+    response_field: str | None = Field(None, description="Column with the response; loss is taken on it alone.")
+    label_field: str | None = Field(
+        None, description="Column with a class, for the heldout_routing task; training documents end with it."
+    )
+    label_prompt: str = Field("\n\nLibrary:", description="Text between a document and its label.")
+    held_out: float = Field(0.05, gt=0, lt=0.5, description="Share of the documents held out for the tasks.")
+    min_chars: int = Field(1, ge=1, description="Shorter documents are dropped.")
+    max_chars: int = Field(20_000, ge=16, description="Longer documents are cut here.")
+    max_documents: int | None = Field(None, ge=10, description="Keep at most so many documents (by content hash).")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Data":
+        given = [name for name in ("builtin", "files", "hub") if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of builtin, files, hub (given: {', '.join(given) or 'none'})")
+        if self.builtin and not self.packages:
+            raise ValueError("builtin: docstrings needs packages, e.g. packages: [stdlib, numpy]")
+        if bool(self.prompt_field) != bool(self.response_field):
+            raise ValueError("prompt_field and response_field go together: set both or neither")
+        if self.min_chars > self.max_chars:
+            raise ValueError("min_chars is above max_chars: write a smaller min_chars")
+        return self
+
+
+class Shape(Section):
+    """The shape of a Llama-like model."""
+
+    hidden_size: int = Field(ge=8, description="Width of the residual stream.")
+    layers: int = Field(ge=1, description="Number of blocks.")
+    heads: int = Field(ge=1, description="Attention heads; must divide hidden_size.")
+    intermediate_size: int = Field(ge=8, description="Width of the MLP.")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "Shape":
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError(f"heads: {self.heads} must divide hidden_size {self.hidden_size} into even parts")
+        return self
+
+
+class Optimisation(Section):
+    """AdamW with linear warm-up and cosine decay to a tenth."""
+
+    tokens: int = Field(ge=1, description="Training tokens, counted with padding. The same for every candidate.")
+    batch_size: int = Field(16, ge=1, description="Blocks per step.")
+    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate.")
+    warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps spent warming up.")
+    weight_decay: float = Field(0.1, ge=0, description="On matrices, not on norms.")
+    grad_clip: float = Field(1.0, gt=0, description="Largest gradient norm.")
+
+
+class TeacherTraining(Optimisation):
+    """A teacher made by the pipeline: for trials and tests, where no model lies at hand."""
+
+    shape: Shape = Field(description="The teacher's shape.")
+    vocab_size: int = Field(8192, ge=300, description="Size of the byte-level BPE vocabulary trained on the data.")
+
+
+class Teacher(Section):
+    """The model to replace. Exactly one of `model`, `train`."""
+
+    model: str | None = Field(
+        None, description="A folder with a causal LM and its tokenizer, or a hub id (written 'hub:owner/name')."
+    )
+    train: TeacherTraining | None = Field(None, description="Train one on the data instead.")
+    if_inadequate: Literal["stop", "warn"] = Field(
+        "stop", description="What to do when the teacher is no better than chance or than the plain student."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Teacher":
+        if (self.model is None) == (self.train is None):
+            raise ValueError("give exactly one of model, train")
+        return self
+
+
+class Student(Section):
+    """A size: a student shape. What is not given is the teacher's."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.]*$", description="Name of the size, e.g. 's' or '0.5b'.")
+    layers: int = Field(ge=1, description="Number of blocks.")
+    hidden_size: int | None = Field(None, ge=8, description="Width of the residual stream.")
+    heads: int | None = Field(None, ge=1, description="Attention heads.")
+    intermediate_size: int | None = Field(None, ge=8, description="Width of the MLP.")
+    init: Literal["random", "copy"] = Field(
+        "random", description="random, or copy: evenly spaced teacher layers (same width only)."
+    )
+
+    @model_validator(mode="after")
+    def _copy_needs_same_width(self) -> "Student":
+        if self.init == "copy" and (self.hidden_size or self.heads or self.intermediate_size):
+            raise ValueError("init: copy keeps the teacher's width: give layers alone, or write init: random")
+        return self
+
+
+class Distillation(Section):
+    """What the arms add to plain fine-tuning. Formulas and sources: featkd/align/."""
+
+    temperature: float = Field(1.0, gt=0, description="Softens both distributions; 1 was best in arXiv 2407.14679.")
+    ce_weight: float = Field(0.1, ge=0, le=1, description="Weight of cross-entropy beside the distillation loss.")
+    l2_weight: float = Field(0.05, ge=0, description="Weight of the projected L2, relative to the teacher's norm.")
+    direction_weight: float = Field(1.0, ge=0, description="Weight of 1 - cosine.")
+    norm_weight: float = Field(0.1, ge=0, description="Weight of the squared relative norm error.")
+    layer_pairs: list[tuple[int, int]] | Literal["uniform"] = Field(
+        "uniform",
+        description="(student, teacher) hidden-state indices, 0 the embedding; uniform: embedding, 1/3 and 2/3.",
+    )
+    decay: float = Field(0.25, ge=0, le=1, description="Feature terms fade to zero over this last share of training.")
+
+
+class Export(Section):
+    precisions: list[Literal["fp32"]] = Field(["fp32"], min_length=1, description="ONNX precisions to build.")
+    parity_tolerance: float = Field(1e-4, gt=0, description="Largest |logit difference| to PyTorch on held-out text.")
+
+
+class Quality(Section):
+    """lm-eval tasks, run on the exported model."""
+
+    tasks: list[str] = Field(
+        ["heldout_perplexity", "heldout_continuation"],
+        min_length=1,
+        description="heldout_perplexity, heldout_continuation, heldout_routing (made from the held-out documents), "
+        "or any lm-eval task by name.",
+    )
+    include: str | None = Field(None, description="A folder with your own lm-eval YAML tasks.")
+    max_examples: int = Field(400, ge=8, description="Examples per task.")
+    context_tokens: int = Field(64, ge=4, description="Tokens shown before a continuation.")
+    continuation_tokens: int = Field(32, ge=2, description="Tokens of each candidate continuation.")
+    batch_size: int = Field(32, ge=1, description="Sequences per batch.")
+
+
+class Latency(Section):
+    """Measured in a fresh process per candidate, candidates interleaved in rounds."""
+
+    prompt_tokens: int = Field(64, ge=1, description="Length of the prompt, the same for all.")
+    new_tokens: int = Field(64, ge=2, description="Tokens generated, the same for all; the end token is ignored.")
+    warmup: int = Field(2, ge=1, description="Generations discarded at the start of each process.")
+    repeats: int = Field(10, ge=3, description="Generations measured per process.")
+    rounds: int = Field(3, ge=1, description="Processes per candidate; order rotates so that drift hits all alike.")
+
+
+def _bare_number(value: Any) -> Any:
+    return {"value": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+class Assumption(Section):
+    value: float = Field(ge=0, description="The figure.")
+    source: str | None = Field(None, description="Where it comes from. Without one the report marks it 'unsourced'.")
+
+
+Assumed = Annotated[Assumption, BeforeValidator(_bare_number)]
+
+
+def _assumed(value: float, description: str) -> Any:
+    return Field(Assumption(value=value), description=description + " A number, or {value, source}.")
+
+
+class Cost(Section):
+    """The business case. Every figure is an assumption that the report lists with its source."""
+
+    usd_per_hour: Assumed = _assumed(1.0, "Price of one serving machine like the measured one, USD/hour.")
+    requests_per_month: Assumed = _assumed(1_000_000, "Requests served, 1/month.")
+    input_tokens_per_request: Assumed = _assumed(500, "Prompt tokens, 1/request.")
+    output_tokens_per_request: Assumed = _assumed(200, "Generated tokens, 1/request.")
+    utilisation: Assumed = _assumed(0.4, "Share of a machine's capacity that is used on average, 0 to 1.")
+    peak_factor: Assumed = _assumed(3.0, "Peak load over mean load.")
+    engineering_usd: Assumed = _assumed(10_000, "One-off work to put a student into service, USD.")
+    training_usd_per_hour: Assumed = _assumed(1.0, "Price of the machine that distils, USD/hour.")
+    monthly_upkeep_usd: Assumed = _assumed(0, "Monitoring and re-distillation, USD/month.")
+    horizon_months: int = Field(24, ge=1, le=240, description="Months over which the saving is counted.")
+    discount_rate: Assumed = _assumed(0.08, "Yearly discount rate, 0.08 is 8 %.")
+
+    @model_validator(mode="after")
+    def _ranges(self) -> "Cost":
+        if not 0 < self.utilisation.value <= 1:
+            raise ValueError(f"utilisation: {self.utilisation.value} must be above 0 and at most 1")
+        if self.peak_factor.value < 1:
+            raise ValueError(f"peak_factor: {self.peak_factor.value} must be at least 1")
+        return self
+
+
+class Gate(Section):
+    """One rule. Metrics: quality.<task>.retained, quality.<task>.ratio, fidelity.<task>.agreement,
+    latency.decode_speedup, latency.ttft_speedup, memory.rss_ratio, roi.payback_months, roi.monthly_saving_usd."""
+
+    metric: str = Field(
+        pattern=r"^(quality\.[\w.-]+\.(retained|ratio)|fidelity\.[\w.-]+\.agreement|latency\.(decode|ttft)_speedup"
+        r"|memory\.rss_ratio|roi\.(payback_months|monthly_saving_usd))$",
+        description="What is judged.",
+    )
+    at_least: float | None = Field(None, description="Pass when the whole interval is at or above this.")
+    at_most: float | None = Field(None, description="Pass when the whole interval is at or below this.")
+    severity: Literal["block", "warn"] = Field("block", description="block decides; warn only tells.")
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> "Gate":
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError("give exactly one of at_least, at_most")
+        return self
+
+
+class Report(Section):
+    languages: list[Literal["en", "ja"]] = Field(["en", "ja"], min_length=1, description="Pages to write.")
+
+
+class Tracking(Section):
+    experiment: str | None = Field(None, description="MLflow experiment. Default: the spec's name.")
+
+
+class Compute(Section):
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes an accelerator where there is one.")
+    threads: int | None = Field(None, ge=1, description="CPU threads. Default: the cores this process may use.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="Training arithmetic. auto: bf16 where the processor multiplies it fast, else fp32."
+    )
+
+
+class Spec(Section):
+    """One PoC."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="Name of the PoC: lower case, digits, dashes.")
+    title: str = Field("", description="The business case in a few words, for the report.")
+    data: Data
+    teacher: Teacher
+    students: list[Student] = Field(min_length=1, description="The sizes to try, largest first.")
+    arms: list[Literal["sft", "logit-kd", "feature-kd"]] = Field(
+        list(ARMS), min_length=1, description="Ways to train a student. sft is the control and is always needed."
+    )
+    seeds: list[int] = Field([0], min_length=1, description="Replicates. The first one ships.")
+    block_size: int = Field(256, ge=8, description="Tokens per training sequence.")
+    training: Optimisation
+    distillation: Distillation = Distillation()
+    export: Export = Export()
+    quality: Quality = Quality()
+    latency: Latency = Latency()
+    cost: Cost = Cost()
+    gates: list[Gate] = Field(default_factory=list, description="Rules a candidate must pass to be a go.")
+    report: Report = Report()
+    tracking: Tracking = Tracking()
+    compute: Compute = Compute()
+
+    @model_validator(mode="after")
+    def _coherent(self) -> "Spec":
+        if "sft" not in self.arms:
+            raise ValueError("arms: sft is missing; it is the control that shows what distillation adds")
+        for field, values in {
+            "arms": self.arms,
+            "seeds": self.seeds,
+            "students.name": [student.name for student in self.students],
+            "quality.tasks": self.quality.tasks,
+        }.items():
+            if len(set(values)) != len(values):
+                raise ValueError(f"{field}: has a value twice; write each once")
+        if "heldout_routing" in self.quality.tasks and not (self.data.builtin or self.data.label_field):
+            raise ValueError("quality.tasks: heldout_routing needs data.label_field, the column with the class")
+        for gate in self.gates:
+            task = gate.metric.split(".")[1:-1]
+            if gate.metric.startswith(("quality.", "fidelity.")) and ".".join(task) not in self.quality.tasks:
+                raise ValueError(f"gates: {gate.metric} names a task that quality.tasks does not list")
+        return self
+
+    def section(self, *names: str) -> dict[str, Any]:
+        """The named sections as plain JSON values, for a stage's digest."""
+        return self.model_dump(mode="json", include=set(names))
+
+    def digest(self) -> str:
+        return digest(self.model_dump(mode="json"))
+
+    def candidates(self) -> list[CandidateName]:
+        """Every arm x size x precision, in the order of the spec: sizes first, then arms."""
+        plain = len(self.students) == 1 and self.export.precisions == ["fp32"]
+        return [
+            CandidateName(arm if plain else "-".join([arm, size.name, precision]), arm, size.name, precision)
+            for size in self.students
+            for arm in self.arms
+            for precision in self.export.precisions
+        ]
+
+
+def digest(value: Any) -> str:
+    """sha256 of canonical JSON, hexadecimal."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def load(path: str | Path, overrides: list[str] | None = None) -> Spec:
+    """Read a spec. Paths in it become absolute, relative to the spec's folder.
+
+    Raises InputError: one line with the field, what is wrong and what to write instead.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"spec: no file {path}; `featkd init` writes one") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise InputError(f"spec: {path} cannot be read as YAML: {_one_line(error)}") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"spec: {path} is not a mapping of sections; start from flows/specs/default.yaml")
+    for override in overrides or []:
+        _set(tree, override)
+    _absolute_paths(tree, path.resolve().parent)
+    return validate(tree)
+
+
+def validate(tree: dict[str, Any]) -> Spec:
+    """A tree of plain values as a Spec; raises InputError naming the first wrong field."""
+    try:
+        return Spec.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(_explain(error)) from None
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {override}: write key=value, e.g. --set cost.usd_per_hour=2.5")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"--set {override}: the value is not valid YAML") from None
+    *parents, last = key.split(".")
+    node: Any = tree
+    for name in parents:
+        node = node.setdefault(name, {}) if isinstance(node, dict) else None
+    if not isinstance(node, dict):
+        raise InputError(f"--set {override}: {'.'.join(parents)} is not a section")
+    node[last] = value
+
+
+def _absolute_paths(tree: dict[str, Any], base: Path) -> None:
+    def absolute(value: Any) -> Any:
+        return str(base / Path(value).expanduser()) if isinstance(value, str) else value
+
+    data, teacher, quality = (tree.get(name) for name in ("data", "teacher", "quality"))
+    if isinstance(data, dict) and data.get("files") is not None:
+        files = data["files"] if isinstance(data["files"], list) else [data["files"]]
+        data["files"] = [absolute(file) for file in files]
+    if isinstance(teacher, dict) and isinstance(teacher.get("model"), str) and not teacher["model"].startswith("hub:"):
+        teacher["model"] = absolute(teacher["model"])
+    if isinstance(quality, dict) and quality.get("include"):
+        quality["include"] = absolute(quality["include"])
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or "spec"
+    if first["type"] == "extra_forbidden":
+        return f"{where}: unknown key; {_known_keys(first['loc'])}"
+    if first["type"] == "missing":
+        return f"{where}: missing; {_known_keys(first['loc'])}"
+    message = first["msg"].removeprefix("Value error, ")
+    shown = repr(first["input"])
+    given = f" (given: {shown})" if len(shown) <= 60 and not isinstance(first["input"], dict) else ""
+    return f"{where}: {_one_line(message)}{given}"
+
+
+def _known_keys(location: tuple[int | str, ...]) -> str:
+    node: Any = Spec
+    for part in location[:-1]:
+        if isinstance(part, str) and isinstance(node, type) and issubclass(node, BaseModel):
+            field = node.model_fields.get(part)
+            node = _section_of(field.annotation) if field else None
+    if isinstance(node, type) and issubclass(node, BaseModel):
+        return "the section takes " + ", ".join(node.model_fields)
+    return "see `featkd validate --schema`"
+
+
+def _section_of(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in getattr(annotation, "__args__", ()) if (found := _section_of(part))), None)
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())
