@@ -1,0 +1,195 @@
+"""What the numbers say: verdict sentence, what distillation added, gates, guardrails, limits. Codes in, words out."""
+
+from typing import Any, NamedTuple
+
+from featkd.result import Candidate, Comparison, Result
+from reports import numbers, view
+from reports.text import Text
+
+UNMEASURED = ("parity-failed", "not-run")
+
+
+class Finding(NamedTuple):
+    """One paired comparison. `reading`: gain, loss, no-gain, or unjudged where there is no interval."""
+
+    task: str
+    a: str
+    b: str
+    figure: numbers.Figure
+    reading: str
+
+
+class GateRow(NamedTuple):
+    name: str
+    required: str
+    severity: str
+    observed: numbers.Figure
+    outcome: str
+
+
+def verdict_sentence(result: Result, t: Text) -> str:
+    """The recommendation in one sentence that can be said aloud."""
+    advice = result.recommendation
+    chosen = result.candidates.get(advice.candidate or "")
+    if advice.code == "replace" and chosen:
+        reasons = _reasons(chosen, t)
+        if not reasons:
+            return t("sentence.replace_plain", candidate=advice.candidate)
+        return t("sentence.replace", candidate=advice.candidate, reasons=t.listing(reasons))
+    if advice.code == "teacher-inadequate":
+        return t("sentence.teacher_inadequate")
+    decisions = [c.verdict for c in view.students(result).values()]
+    if decisions and all(decision.why in UNMEASURED for decision in decisions):
+        return t("sentence.unmeasured")
+    if decisions and all(decision.why == "no-gates" for decision in decisions):
+        return t("sentence.no_gates")
+    if advice.code == "keep-teacher":
+        return t("sentence.keep_teacher")
+    if advice.code == "undecided":
+        return t("sentence.undecided_one", candidate=advice.candidate) if chosen else t("sentence.undecided")
+    return t.code("recommendation", advice.code)
+
+
+def _reasons(candidate: Candidate, t: Text) -> list[str]:
+    """Figures with intervals only; the weakest task speaks for quality."""
+    reasons = []
+    retained = [s.retained for s in candidate.quality.tasks.values() if numbers.has_interval(s.retained)]
+    if retained:
+        weakest = min(retained, key=lambda interval: interval.value)
+        key = "sentence.keeps_one" if len(candidate.quality.tasks) == 1 else "sentence.keeps"
+        reasons.append(t(key, retained=numbers.percent(weakest, t).value))
+    if numbers.has_interval(candidate.latency.decode_speedup):
+        reasons.append(t("sentence.faster", speedup=numbers.figure(candidate.latency.decode_speedup, t).value))
+    saving = candidate.roi.monthly_saving_usd
+    if numbers.has_interval(saving):
+        shown = numbers.figure(saving, t)
+        key = "sentence.saves" if saving.value >= 0 else "sentence.costs"
+        reasons.append(t(key, usd=t("format.usd", value=shown.value.lstrip("\N{MINUS SIGN}"))))
+    return reasons
+
+
+def key_figures(result: Result, t: Text) -> list[tuple[str, numbers.Figure]]:
+    """The recommended candidate's four figures, those that have an interval."""
+    chosen = result.candidates.get(result.recommendation.candidate or "")
+    if not chosen or chosen.arm == "teacher":
+        return []
+    shown = []
+    retained = [(s.retained, task) for task, s in chosen.quality.tasks.items() if numbers.has_interval(s.retained)]
+    if retained:
+        weakest, task = min(retained, key=lambda pair: pair[0].value)
+        shown.append((t("key.retained", task=t.task(task)), numbers.percent(weakest, t)))
+    if numbers.has_interval(chosen.latency.decode_speedup):
+        speed = numbers.figure(chosen.latency.decode_speedup, t)
+        shown.append((t("key.speedup"), speed._replace(value=t("format.times", value=speed.value))))
+    if numbers.has_interval(chosen.roi.monthly_saving_usd):
+        saving = numbers.figure(chosen.roi.monthly_saving_usd, t)
+        shown.append((t("key.saving"), saving._replace(value=t("format.usd", value=saving.value))))
+    roi = chosen.roi
+    payback = numbers.payback(roi.payback_months, roi.payback_months_low, roi.payback_months_high, t)
+    if payback and payback.range:
+        value = payback.value if roi.payback_months == "never" else t("format.months", value=payback.value)
+        shown.append((t("key.payback"), payback._replace(value=value)))
+    return shown
+
+
+def adequacy_lines(result: Result, t: Text) -> list[str]:
+    """The failed checks of the teacher, in words and numbers."""
+    lines = []
+    for check in result.adequacy.checks:
+        if check.passed:
+            continue
+        share = _share_of(result, check.task, check.teacher.value)
+        shown = [str(numbers.percent(i, t) if share else numbers.figure(i, t)) for i in (check.teacher, check.other)]
+        key = f"adequacy.{check.against}"
+        lines.append(t(key, task=t.task(check.task), teacher=shown[0], other=shown[1]))
+    return lines
+
+
+def _share_of(result: Result, task: str, value: float) -> bool:
+    metric = next((c.quality.tasks[task].metric for c in result.candidates.values() if task in c.quality.tasks), None)
+    return view.is_share(metric) if metric else "perplexity" not in task and 0 <= value <= 1
+
+
+def distillation(result: Result, t: Text) -> list[Finding]:
+    return [_finding(comparison, result, t) for comparison in result.comparisons]
+
+
+def _finding(pair: Comparison, result: Result, t: Text) -> Finding:
+    score = next((c.quality.tasks[pair.task] for c in result.candidates.values() if pair.task in c.quality.tasks), None)
+    neutral = 1.0 if pair.kind == "ratio" else 0.0
+    higher = score.higher_is_better if score else pair.kind == "difference"
+    if pair.kind == "difference" and (score is None or view.is_share(score.metric)):
+        shown = numbers.figure(pair.estimate, t, 100)
+        shown = shown._replace(value=t("format.points", value=shown.value))
+    else:
+        shown = numbers.figure(pair.estimate, t)
+        shown = shown._replace(value=t("format.times", value=shown.value)) if pair.kind == "ratio" else shown
+    if not numbers.has_interval(pair.estimate):
+        reading = "unjudged"
+    elif pair.estimate.low <= neutral <= pair.estimate.high:
+        reading = "no-gain"
+    else:
+        reading = "gain" if (pair.estimate.low > neutral) == higher else "loss"
+    return Finding(pair.task, pair.a, pair.b, shown, reading)
+
+
+def distillation_sentences(findings: list[Finding], t: Text) -> list[str]:
+    """One sentence per pair of candidates; with many pairs, one count over all."""
+    pairs = list(dict.fromkeys((finding.a, finding.b) for finding in findings))
+    if len(pairs) > 6:
+        counts = {key: sum(f.reading == key for f in findings) for key in ("gain", "no-gain", "loss", "unjudged")}
+        parts = [t(f"added.count.{key}", count=count) for key, count in counts.items() if count]
+        return [t("added.counted", total=len(findings), parts=t.listing(parts))]
+    sentences = []
+    for a, b in pairs:
+        mine = [finding for finding in findings if (finding.a, finding.b) == (a, b)]
+        parts = [
+            t(f"added.{reading}", tasks=t.listing([t.task(f.task) for f in mine if f.reading == reading]))
+            for reading in ("gain", "no-gain", "loss", "unjudged")
+            if any(f.reading == reading for f in mine)
+        ]
+        sentences.append(t("added.sentence", a=a, b=b, parts=t("added.separator").join(parts)))
+    return sentences
+
+
+def gate_rows(candidate: Candidate, t: Text) -> list[GateRow]:
+    return [
+        GateRow(
+            view.gate_name(gate.metric, t),
+            view.gate_value(gate, t, observed=False).value,
+            t.code("severity", gate.severity),
+            view.gate_value(gate, t, observed=True),
+            gate.outcome,
+        )
+        for gate in candidate.verdict.gates
+    ]
+
+
+def reasons_by_code(result: Result, section: str) -> list[tuple[str, list[str]]]:
+    """Candidates whose section is empty, grouped by why: [(code, names)]."""
+    grouped: dict[str, list[str]] = {}
+    for name, candidate in result.candidates.items():
+        part = getattr(candidate, section)
+        if part.why:
+            grouped.setdefault(part.why, []).append(name)
+    return list(grouped.items())
+
+
+def limits(result: Result, t: Text) -> list[str]:
+    """What this report cannot say, from what it holds."""
+    spec: dict[str, Any] = result.spec
+    scores = [score for c in result.candidates.values() for score in c.quality.tasks.values()]
+    unsourced = sum(row.source is None for row in result.assumptions)
+    several = len(view.students(result)) > 3
+    measured = any(c.latency.generations for c in result.candidates.values())
+    stated = [
+        (bool(scores), "sampling", {"examples": f"{min((s.examples for s in scores), default=0):,}"}),
+        (len(spec.get("seeds") or [0]) == 1, "one_seed", {}),
+        (measured, "hardware", {}),
+        (any(c.roi.monthly_cost_usd for c in result.candidates.values()), "teacher_price", {}),
+        (unsourced > 0, "unsourced", {"unsourced": unsourced, "total": len(result.assumptions)}),
+        (any(c.guardrails.why == "guardrails-not-built" for c in result.candidates.values()), "guardrails", {}),
+        (bool((spec.get("teacher") or {}).get("train")), "trained_teacher", {}),
+        (several, "many_candidates", {"candidates": len(view.students(result))}),
+    ]
+    return [t(f"limits.{key}", **values) for holds, key, values in stated if holds]

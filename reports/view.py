@@ -1,0 +1,193 @@
+"""The comparison table: what each candidate reached, as rows of cells; and the reasons for what is missing."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from featkd.result import Candidate, GateOutcome, Interval, Result
+from reports import numbers
+from reports.numbers import Figure
+from reports.text import Text
+
+
+class Cell(NamedTuple):
+    """`kind`: finding (has an interval), bare (has none), exact (counted, not estimated), missing."""
+
+    text: str
+    range: str | None = None
+    kind: str = "exact"
+    note: str | None = None
+    marks: tuple[str, ...] = ()
+
+
+class Row(NamedTuple):
+    group: str
+    label: str
+    unit: str
+    cells: dict[str, Cell]
+
+
+class Comparison(NamedTuple):
+    names: list[str]
+    rows: list[Row]
+    notes: list[str]
+
+    def groups(self) -> dict[str, list[Row]]:
+        found: dict[str, list[Row]] = {}
+        for row in self.rows:
+            found.setdefault(row.group, []).append(row)
+        return found
+
+
+def teacher_of(result: Result) -> Candidate | None:
+    return next((c for c in result.candidates.values() if c.arm == "teacher"), None)
+
+
+def students(result: Result) -> dict[str, Candidate]:
+    return {name: c for name, c in result.candidates.items() if c.arm != "teacher"}
+
+
+def task_names(result: Result) -> list[str]:
+    return list(dict.fromkeys(task for c in result.candidates.values() for task in c.quality.tasks))
+
+
+def is_share(metric: str) -> bool:
+    """Accuracy-like metrics of lm-eval are shares and are printed as percentages."""
+    return metric.startswith(("acc", "exact_match", "f1", "em", "pass@"))
+
+
+def shared_reason(result: Result, section: str) -> str | None:
+    """The `why` that most students give for an empty section."""
+    whys = [getattr(getattr(c, section), "why", None) for c in students(result).values()]
+    known = [why for why in whys if why] or [c.verdict.why for c in students(result).values() if not _measured(c)]
+    return max(set(known), key=known.count) if known else None
+
+
+def _measured(candidate: Candidate) -> bool:
+    return bool(candidate.quality.tasks or candidate.latency.generations)
+
+
+def comparison(result: Result, t: Text) -> Comparison:
+    """Every row of the table; reasons for missing cells are collected as numbered notes."""
+    names = sorted(result.candidates, key=lambda name: result.candidates[name].arm != "teacher")
+    notes: list[str] = []
+
+    def row(group: str, label: str, unit: str, read: Callable[[Candidate], Any], scale: float = 1, metric: str = "") -> Row:
+        cells = {}
+        for name in names:
+            candidate = result.candidates[name]
+            cell = _cell(read(candidate), scale, t)
+            if cell.kind == "missing":
+                cell = cell._replace(note=_note(_reason(candidate, group, metric), notes, t))
+            cells[name] = cell._replace(marks=tuple(g.outcome for g in candidate.verdict.gates if g.metric == metric))
+        return Row(group, label, unit, cells)
+
+    rows = []
+    for task in task_names(result):
+        rows += _task_rows(row, result, task, t)
+    for task in dict.fromkeys(task for c in result.candidates.values() for task in c.fidelity.tasks):
+        rows.append(
+            row("fidelity", t("rows.agreement", task=t.task(task)), t("units.percent"),
+                lambda c, task=task: _of(c.fidelity.tasks.get(task), "agreement"), 100, f"fidelity.{task}.agreement")
+        )  # fmt: skip
+    fixed = [
+        ("latency", "ttft_ms", "ms", lambda c: c.latency.ttft_ms, 1, ""),
+        ("latency", "ttft_speedup", "times", lambda c: c.latency.ttft_speedup, 1, "latency.ttft_speedup"),
+        ("latency", "decode_tokens_per_s", "tokens_per_s", lambda c: c.latency.decode_tokens_per_s, 1, ""),
+        ("latency", "decode_speedup", "times", lambda c: c.latency.decode_speedup, 1, "latency.decode_speedup"),
+        ("memory", "peak_rss", "mb", lambda c: c.memory.peak_rss_bytes, 1e-6, ""),
+        ("memory", "rss_ratio", "share_of_teacher", lambda c: c.memory.rss_ratio, 1, "memory.rss_ratio"),
+        ("memory", "file", "mb", lambda c: c.memory.file_bytes, 1e-6, ""),
+        ("roi", "usd_per_million", "usd", lambda c: c.roi.usd_per_million_output_tokens, 1, ""),
+        ("roi", "machines", "count", lambda c: c.roi.machines, 1, ""),
+        ("roi", "monthly_saving", "usd", lambda c: c.roi.monthly_saving_usd, 1, "roi.monthly_saving_usd"),
+        ("roi", "payback", "months", lambda c: _payback(c, t), 1, "roi.payback_months"),
+    ]
+    rows += [row(group, t(f"rows.{key}"), t(f"units.{unit}"), *rest) for group, key, unit, *rest in fixed]
+    return Comparison(names, rows, notes)
+
+
+def _task_rows(row: Callable[..., Row], result: Result, task: str, t: Text) -> list[Row]:
+    score = next(c.quality.tasks[task] for c in result.candidates.values() if task in c.quality.tasks)
+
+    def read(field: str) -> Callable[[Candidate], Interval | None]:
+        return lambda c: _of(c.quality.tasks.get(task), field)
+
+    share = is_share(score.metric)
+    better = t("rows.higher_better" if score.higher_is_better else "rows.lower_better")
+    unit = f"{t('units.percent') if share else score.metric} · {better}"
+    rows = [row("quality", t.task(task), unit, read("estimate"), 100 if share else 1)]
+    if any(_of(c.quality.tasks.get(task), "ratio") for c in result.candidates.values()):
+        ratio_unit = t("units.share_of_teacher")
+        rows.append(row("quality", t("rows.ratio"), ratio_unit, read("ratio"), 1, f"quality.{task}.ratio"))
+    rows.append(row("quality", t("rows.retained"), t("units.percent"), read("retained"), 100, f"quality.{task}.retained"))
+    return rows
+
+
+def _of(part: Any, field: str) -> Any:
+    return getattr(part, field) if part is not None else None
+
+
+def _payback(candidate: Candidate, t: Text) -> Figure | None:
+    roi = candidate.roi
+    return numbers.payback(roi.payback_months, roi.payback_months_low, roi.payback_months_high, t)
+
+
+def _cell(value: Any, scale: float, t: Text) -> Cell:
+    if isinstance(value, Figure):
+        return Cell(value.value, value.range, "finding" if value.range else "bare")
+    if isinstance(value, Interval) and math.isfinite(value.value):
+        shown = numbers.figure(value, t, scale)
+        return Cell(shown.value, shown.range, "finding" if shown.range else "bare")
+    if isinstance(value, int | float):
+        return Cell(numbers.exact(value) if scale == 1 else numbers.significant(value * scale))
+    return Cell(numbers.DASH, kind="missing")
+
+
+def _reason(candidate: Candidate, group: str, metric: str) -> str | None:
+    """Why a cell is empty: the section's code, else the verdict's."""
+    why = getattr(candidate, group).why
+    if why is None and candidate.arm == "teacher":
+        return "baseline"
+    return why or (candidate.verdict.why if candidate.verdict.verdict is None else None)
+
+
+def _note(code: str | None, notes: list[str], t: Text) -> str | None:
+    """The number of the note that explains a missing cell."""
+    if code is None:
+        code = "not-reported"
+    text = t.code("why", code)
+    if text not in notes:
+        notes.append(text)
+    return str(notes.index(text) + 1)
+
+
+def gate_value(gate: GateOutcome, t: Text, observed: bool) -> Figure:
+    """A gate's bound, or what was observed, in the unit of its metric."""
+    share = gate.metric.endswith((".retained", ".agreement"))
+    if observed:
+        if gate.observed is None or not math.isfinite(gate.observed.value):
+            infinite = gate.observed is not None and gate.metric == "roi.payback_months"
+            return Figure(t("money.never") if infinite else numbers.DASH)
+        shown = numbers.figure(gate.observed, t, 100 if share else 1)
+    else:
+        bound = gate.at_least if gate.at_least is not None else gate.at_most
+        key = "format.at_least" if gate.at_least is not None else "format.at_most"
+        shown = Figure(t(key, value=numbers.exact(bound * (100 if share else 1))))
+    return shown._replace(value=t(f"format.{gate_unit(gate.metric)}", value=shown.value))
+
+
+def gate_unit(metric: str) -> str:
+    if metric.endswith((".retained", ".agreement")):
+        return "percent"
+    if metric == "roi.payback_months":
+        return "months"
+    return "usd" if metric == "roi.monthly_saving_usd" else "times"
+
+
+def gate_name(metric: str, t: Text) -> str:
+    """'quality.<task>.retained' in words; a metric we do not know stands for itself."""
+    family, _, rest = metric.partition(".")
+    task, _, kind = rest.rpartition(".")
+    words = t.code("gates", f"{family}.{kind}")
+    return words.format(task=t.task(task)) if words != f"{family}.{kind}" else metric
