@@ -1,0 +1,154 @@
+"""A Hugging Face folder in, an ONNX folder out that opens with plain onnxruntime.
+
+The only file that knows `transformers.exporters`, which is experimental and changes between versions. One graph
+serves prefill (empty past) and steps. Its inputs: input_ids, attention_mask, position_ids, logits_to_keep (which
+positions get logits: a prompt needs one, and the head is a large part of a small model) and the KV cache,
+`input.past_key_values.layers.N.keys` and `.values`, whose successors are the outputs `output.past_...`.
+"""
+
+import contextlib
+import io
+import logging
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from featkd.deploy import parity, template
+from featkd.deploy.session import FILE
+from featkd.errors import InputError, RunError
+from featkd.result import Parity
+
+WEIGHTS = FILE + ".data"
+COPIED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
+          "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
+          "chat_template.jinja")  # fmt: skip
+
+
+def export(
+    model_dir: Path, out: Path, probe: list[list[int]], tolerance: float, threads: int, graphs: Path | None = None
+) -> Parity:
+    """Export a causal LM in float32 and compare it with PyTorch (featkd.deploy.parity.check).
+
+    Args:
+        model_dir: a folder with config.json, safetensors and the tokenizer.
+        out: folder to fill: model.onnx, model.onnx.data, config and tokenizer files.
+        probe: token ids of held-out texts, one list per text.
+        tolerance: largest |logit difference| that passes.
+        threads: CPU threads of the parity check.
+        graphs: a folder that keeps the graph of each shape met. Tracing takes seconds per model, filling a known
+            graph with other weights milliseconds; sizes and arms of a PoC share a few shapes.
+
+    Returns result.Parity; a failed one is returned, not raised.
+    Raises InputError (no model there) and RunError (the exporter cannot do it), one line each.
+    """
+    model = _load(Path(model_dir))
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with _quiet():
+            program = template.program(model, _trace, graphs) if graphs else _trace(model)
+            _save(program, out)
+    except Exception as error:
+        raise RunError(f"{model_dir} cannot be exported to ONNX: {_reason(error)}") from error
+    for name in COPIED:
+        if (Path(model_dir) / name).is_file():
+            shutil.copyfile(Path(model_dir) / name, out / name)
+    return parity.check(model, out, probe, tolerance, threads)
+
+
+def _load(folder: Path) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} holds no config.json: give a folder with a causal LM")
+    with _quiet():
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, attn_implementation="sdpa"
+        ).eval()
+
+
+def _trace(model: Any) -> Any:
+    """The onnx_ir.Model of a transformers causal LM, weights included, fused for ONNX Runtime on the CPU."""
+    import torch
+    from transformers import GenerationConfig
+    from transformers.exporters import OnnxConfig, OnnxExporter
+    from transformers.exporters.exporter_dynamo import get_auto_dynamic_shapes
+    from transformers.exporters.utils import decompose_for_generation
+
+    # padding in the sample: without it attention_mask is pruned from the graph
+    sample = {"input_ids": torch.ones(2, 8, dtype=torch.long), "attention_mask": torch.ones(2, 8, dtype=torch.long)}
+    sample["attention_mask"][0, :3] = 0
+    greedy = GenerationConfig(do_sample=False, pad_token_id=0, use_cache=True)
+    # `export_for_generation` would trace the redundant prefill graph as well, at the same price
+    stages = decompose_for_generation(model, sample, generation_config=greedy, multi_token_decode=True)
+    module, inputs = stages["decode"]
+    inputs["logits_to_keep"] = torch.tensor([0, 1])
+    auto = torch.export.Dim.AUTO
+    shapes = get_auto_dynamic_shapes({key: value for key, value in inputs.items() if not isinstance(value, bool)})
+    shapes["past_key_values"] = [{0: auto, 2: auto} for _ in shapes["past_key_values"]]
+    config = OnnxConfig(dynamic=True, dynamic_shapes=shapes, ort_fusions="cpu")
+    with _kept_logits(module):
+        exported = OnnxExporter().export(module, inputs, config)
+    names = [value.name for value in exported.program.graph.inputs]
+    missing = {"input_ids", "attention_mask", "logits_to_keep"} - set(names)
+    if missing or not any("past_key_values" in name for name in names):
+        raise RunError(f"the exported graph lost its inputs {', '.join(sorted(missing)) or 'past_key_values'}")
+    return exported.program
+
+
+@contextlib.contextmanager
+def _kept_logits(model: Any) -> Iterator[None]:
+    """Give forward an input `logits_to_keep` [k] of positions, selected just before the output head.
+
+    The models' own argument of this name indexes with a tensor, and the fused graph of that does not run.
+    """
+    head, forward, kept = model.get_output_embeddings(), model.forward, []
+
+    def forward_kept(logits_to_keep: Any, **inputs: Any) -> Any:
+        kept.append(logits_to_keep)
+        return forward(**inputs)
+
+    hook = head.register_forward_pre_hook(lambda module, args: (args[0].index_select(1, kept[-1]),))
+    model.forward = forward_kept
+    try:
+        yield
+    finally:
+        hook.remove()
+        del model.forward
+
+
+def _save(program: Any, out: Path) -> None:
+    import onnx_ir
+
+    onnx_ir.save(program, str(out / FILE), external_data=WEIGHTS)
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause's first line: the exporter wraps what went wrong several times."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300] if lines else 'no message'}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter, torch.onnx and onnxscript print progress, warn and log at length; errors are raised anyway."""
+    from transformers.utils import logging as transformers_logging
+
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    disabled = logging.root.manager.disable
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

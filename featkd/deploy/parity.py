@@ -1,0 +1,91 @@
+"""Does the exported graph compute what PyTorch computes? On real held-out tokens, the ways it will be used."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featkd.deploy.session import OnnxModel
+from featkd.errors import InputError
+from featkd.result import Parity
+
+STEPS = 24
+NEW_TOKENS = 16
+
+
+def check(model: Any, folder: Path, probe: list[list[int]], tolerance: float, threads: int) -> Parity:
+    """Compare an ONNX folder with the PyTorch model it was made from, on the CPU.
+
+    Args:
+        model: the transformers causal LM, in float32 and in eval mode.
+        folder: the exported folder.
+        probe: token ids of real held-out texts, one list per text, lengths may differ.
+        tolerance: largest |logit difference| that passes.
+        threads: CPU threads.
+
+    Returns result.Parity. `checks` holds the largest |logit difference| of
+        unpadded: each text alone, left_padded: all texts in one batch, padded on the left,
+        stepwise: the first text token by token through the cache,
+    and `generation`: the share of greedily generated tokens that differ (0 passes; a token may differ without
+    failing only where PyTorch's two best logits are closer than the tolerance).
+    Raises InputError when the probe is empty.
+    """
+    probe = [ids for ids in probe if len(ids) >= 2]
+    if not probe:
+        raise InputError("the parity check needs held-out texts of at least two tokens")
+    exported = OnnxModel(folder, threads, "cpu")
+    if exported.max_positions:
+        probe = [ids[: exported.max_positions] for ids in probe]
+    expected = [_torch_logits(model, ids) for ids in probe]
+    alone = [exported.logits(np.array([ids]), np.ones((1, len(ids)), np.int64))[0] for ids in probe]
+    checks = {
+        "unpadded": _worst(alone, expected),
+        "left_padded": _worst(_left_padded(exported, probe), expected),
+        "stepwise": _worst([exported.step_logits(probe[0][:STEPS])], [expected[0][:STEPS]]),
+    }
+    generation = _generation(model, exported, probe[0], tolerance)
+    worst = max(checks.values())
+    same = np.concatenate([a.argmax(-1) == b.argmax(-1) for a, b in zip(alone, expected, strict=True)])
+    return Parity(
+        passed=bool(worst <= tolerance and generation == 0),
+        max_abs_difference=worst,
+        tolerance=tolerance,
+        argmax_agreement=float(same.mean()),
+        tokens=int(same.size),
+        checks={**checks, "generation": generation},
+    )
+
+
+def _torch_logits(model: Any, ids: list[int]) -> np.ndarray:
+    import torch
+
+    with torch.inference_mode():
+        return model(torch.tensor([ids]), use_cache=False).logits[0].float().numpy()
+
+
+def _left_padded(exported: OnnxModel, probe: list[list[int]]) -> list[np.ndarray]:
+    longest = max(map(len, probe))
+    ids = np.zeros((len(probe), longest), np.int64)
+    mask = np.zeros_like(ids)
+    for row, text in enumerate(probe):
+        ids[row, longest - len(text) :] = text
+        mask[row, longest - len(text) :] = 1
+    logits = exported.logits(ids, mask)
+    return [logits[row, longest - len(text) :] for row, text in enumerate(probe)]
+
+
+def _generation(model: Any, exported: OnnxModel, prompt: list[int], tolerance: float) -> float:
+    """Share of generated tokens that differ from PyTorch's greedy choice, ties within the tolerance apart."""
+    room = (exported.max_positions or 1 << 30) - NEW_TOKENS
+    prompt = prompt[: max(1, min(len(prompt) // 2, room))]
+    count = NEW_TOKENS if room >= 1 else exported.max_positions - len(prompt) + 1
+    tokens, _, _ = exported.generate(prompt, count)
+    logits = _torch_logits(model, prompt + tokens[:-1])[len(prompt) - 1 :]
+    short = logits.max(-1) - logits[np.arange(count), tokens]
+    return float((short > 2 * tolerance).mean())
+
+
+def _worst(found: list[np.ndarray], expected: list[np.ndarray]) -> float:
+    """Largest |difference|; infinite where a figure is not a number."""
+    worst = max(float(np.abs(a - b).max()) for a, b in zip(found, expected, strict=True))
+    return worst if np.isfinite(worst) else 1e30

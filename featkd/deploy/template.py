@@ -1,0 +1,108 @@
+"""The graph of a model depends on its shape, not on its weights: trace a shape once, fill it for each model.
+
+A template is made with random weights, so that every parameter can be recognised by its values in the graph the
+exporter leaves (it transposes some), and no optimisation depends on a value such as a norm's weight of one.
+Whatever cannot be recognised whole is traced with its own weights instead; parity is checked either way.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featkd.spec import digest
+
+
+def program(model: Any, trace: Callable[[Any], Any], graphs: Path) -> Any:
+    """The onnx_ir.Model of `model` with its weights, from the template of its shape in `graphs`, made if absent."""
+    import onnx_ir
+
+    folder = graphs / _shape_digest(model)
+    if not (folder / "weights.json").is_file() and not _make(model, trace, folder):
+        return trace(model)
+    filled = onnx_ir.load(str(folder / "graph.onnx"))
+    state = {name: value.detach().numpy() for name, value in model.named_parameters()}
+    for name, (parameter, transposed) in json.loads((folder / "weights.json").read_text()).items():
+        array = state[parameter]
+        initializer = filled.graph.initializers[name]
+        initializer.const_value = onnx_ir.tensor(np.ascontiguousarray(array.T if transposed else array), name=name)
+    return filled
+
+
+def _shape_digest(model: Any) -> str:
+    """Digest of what decides the graph: config (names and versions apart), parameter shapes, ties, library versions."""
+    import onnxscript
+    import torch
+    import transformers
+
+    config = {key: value for key, value in model.config.to_dict().items() if key not in ("_name_or_path", "dtype")}
+    source = "".join(file.read_text() for file in sorted(Path(__file__).parent.glob("*.py")))
+    shapes = {name: list(value.shape) for name, value in model.named_parameters()}
+    versions = [torch.__version__, transformers.__version__, onnxscript.__version__]
+    return digest([json.loads(json.dumps(config, default=str)), type(model).__name__, shapes, versions, source])[:20]
+
+
+def _make(model: Any, trace: Callable[[Any], Any], folder: Path) -> bool:
+    """Trace with random weights and save graph and map. False if the map is not whole."""
+    import onnx_ir
+    import torch
+
+    parameters = dict(model.named_parameters())
+    if any(value.is_floating_point() for name, value in model.state_dict().items() if _is_buffer(model, name)):
+        return False
+    own = {name: value.detach().clone() for name, value in parameters.items()}
+    generator = torch.Generator().manual_seed(0)
+    try:
+        with torch.no_grad():
+            for value in parameters.values():
+                value.copy_(torch.randn(value.shape, generator=generator) * 0.02)
+            graph = trace(model)
+            places = _places(graph, parameters)
+    finally:
+        with torch.no_grad():
+            for name, value in parameters.items():
+                value.copy_(own[name])
+    if {parameter for parameter, _ in places.values()} != set(parameters):
+        return False
+    for name in places:  # the graph is kept without weights
+        initializer = graph.graph.initializers[name]
+        dtype, shape = initializer.dtype, initializer.shape
+        initializer.const_value = onnx_ir.tensor(np.zeros(0, np.float32), name=name)
+        initializer.dtype, initializer.shape = dtype, shape
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f"graph.{os.getpid()}.onnx"
+    onnx_ir.save(graph, str(aside))
+    aside.replace(folder / "graph.onnx")
+    aside = folder / f"weights.{os.getpid()}.json"
+    aside.write_text(json.dumps(places))
+    aside.replace(folder / "weights.json")
+    return True
+
+
+def _is_buffer(model: Any, name: str) -> bool:
+    return any(name == buffer for buffer, _ in model.named_buffers())
+
+
+def _places(graph: Any, parameters: dict[str, Any]) -> dict[str, tuple[str, bool]]:
+    """Initializer name to (parameter, transposed), recognised by value."""
+    known: dict[tuple, tuple[str, bool]] = {}
+    for name, value in parameters.items():
+        array = value.detach().numpy()
+        if array.ndim == 2:
+            known[_print(array.T)] = (name, True)
+        known[_print(array)] = (name, False)
+    found = {}
+    for name, initializer in graph.graph.initializers.items():
+        if initializer.const_value is not None and initializer.const_value.size > 1:
+            place = known.get(_print(initializer.const_value.numpy()))
+            if place:
+                found[name] = place
+    return found
+
+
+def _print(array: np.ndarray) -> tuple:
+    return array.shape, hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
