@@ -5,7 +5,6 @@ exporter leaves (it transposes some), and no optimisation depends on a value suc
 Whatever cannot be recognised whole is traced with its own weights instead; parity is checked either way.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -26,10 +25,10 @@ def program(model: Any, trace: Callable[[Any], Any], graphs: Path) -> Any:
         return trace(model)
     filled = onnx_ir.load(str(folder / "graph.onnx"))
     state = {name: value.detach().numpy() for name, value in model.named_parameters()}
-    for name, (parameter, transposed) in json.loads((folder / "weights.json").read_text()).items():
-        array = state[parameter]
-        initializer = filled.graph.initializers[name]
-        initializer.const_value = onnx_ir.tensor(np.ascontiguousarray(array.T if transposed else array), name=name)
+    for name, parts in json.loads((folder / "weights.json").read_text()).items():
+        arrays = [state[parameter].T if transposed else state[parameter] for parameter, transposed in parts]
+        array = np.ascontiguousarray(np.concatenate(arrays, axis=-1))
+        filled.graph.initializers[name].const_value = onnx_ir.tensor(array, name=name)
     return filled
 
 
@@ -66,7 +65,7 @@ def _make(model: Any, trace: Callable[[Any], Any], folder: Path) -> bool:
         with torch.no_grad():
             for name, value in parameters.items():
                 value.copy_(own[name])
-    if {parameter for parameter, _ in places.values()} != set(parameters):
+    if {parameter for parts in places.values() for parameter, _ in parts} != set(parameters):
         return False
     for name in places:  # the graph is kept without weights
         initializer = graph.graph.initializers[name]
@@ -87,22 +86,40 @@ def _is_buffer(model: Any, name: str) -> bool:
     return any(name == buffer for buffer, _ in model.named_buffers())
 
 
-def _places(graph: Any, parameters: dict[str, Any]) -> dict[str, tuple[str, bool]]:
-    """Initializer name to (parameter, transposed), recognised by value."""
-    known: dict[tuple, tuple[str, bool]] = {}
+Part = tuple[str, bool]  # parameter, transposed
+
+
+def _places(graph: Any, parameters: dict[str, Any]) -> dict[str, list[Part]]:
+    """Initializer name to the parameters it is made of, side by side (the fusions pack q, k, v into one matrix)."""
+    known: dict[bytes, list[tuple[np.ndarray, Part]]] = {}
     for name, value in parameters.items():
         array = value.detach().numpy()
-        if array.ndim == 2:
-            known[_print(array.T)] = (name, True)
-        known[_print(array)] = (name, False)
+        for part in [(name, False), (name, True)] if array.ndim == 2 else [(name, False)]:
+            turned = array.T if part[1] else array
+            known.setdefault(_edge(turned, 0), []).append((turned, part))
     found = {}
     for name, initializer in graph.graph.initializers.items():
         if initializer.const_value is not None and initializer.const_value.size > 1:
-            place = known.get(_print(initializer.const_value.numpy()))
-            if place:
-                found[name] = place
+            if parts := _parts(initializer.const_value.numpy(), known):
+                found[name] = parts
     return found
 
 
-def _print(array: np.ndarray) -> tuple:
-    return array.shape, hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+def _parts(array: np.ndarray, known: dict[bytes, list[tuple[np.ndarray, Part]]]) -> list[Part]:
+    """The parameters whose concatenation along the last axis is `array`; empty if there are none."""
+    parts, column = [], 0
+    while column < array.shape[-1]:
+        for candidate, part in known.get(_edge(array, column), []):
+            end = column + candidate.shape[-1]
+            if candidate.shape[:-1] == array.shape[:-1] and np.array_equal(candidate, array[..., column:end]):
+                break
+        else:
+            return []
+        parts.append(part)
+        column = end
+    return parts
+
+
+def _edge(array: np.ndarray, column: int) -> bytes:
+    """What a parameter is looked up by: its first column."""
+    return np.ascontiguousarray(array[..., column]).tobytes()
