@@ -213,7 +213,7 @@ class Cost(Section):
     requests_per_month: Assumed = _assumed(1_000_000, "Requests served, 1/month.")
     input_tokens_per_request: Assumed = _assumed(500, "Prompt tokens, 1/request.")
     output_tokens_per_request: Assumed = _assumed(200, "Generated tokens, 1/request.")
-    utilisation: Assumed = _assumed(0.4, "Share of a machine's capacity that is used on average, 0 to 1.")
+    utilisation: Assumed = _assumed(0.7, "Share of a machine's capacity that may be used at peak, 0 to 1.")
     peak_factor: Assumed = _assumed(3.0, "Peak load over mean load.")
     engineering_usd: Assumed = _assumed(10_000, "One-off work to put a student into service, USD.")
     training_usd_per_hour: Assumed = _assumed(1.0, "Price of the machine that distils, USD/hour.")

@@ -1,0 +1,104 @@
+"""The corpus artefact: cleaned, deduplicated documents, split by content, near-duplicates across the split removed.
+
+documents.parquet has the columns id, part (train | valid | test), prompt, text, label.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from featkd import spec
+from featkd.data.load import read
+from featkd.errors import InputError
+from featkd.spec import digest
+
+NGRAM = 8
+NEAR_DUPLICATE = 0.5
+VALID_SHARE = 0.2
+MIN_HELD_OUT = 8
+
+
+def build(data: spec.Data, out: Path) -> dict[str, Any]:
+    """Read, clean, split and snapshot the documents. Returns the meta: counts and the content digest.
+
+    The split depends on each document's content alone, so that a refresh keeps every old document on its side.
+    Raises InputError when too little is left.
+    """
+    import pandas
+
+    rows = _clean(data)
+    for row in rows:
+        row["part"] = _part(row["id"], data.held_out)
+    kept = _without_near_duplicates(rows)
+    _check_enough(kept, data)
+    frame = pandas.DataFrame(kept, columns=["id", "part", "prompt", "text", "label"])
+    frame.to_parquet(out / "documents.parquet", index=False)
+    parts = frame["part"].value_counts().to_dict()
+    return {
+        "source": data.builtin or data.hub or ", ".join(Path(file).name for file in data.files),
+        "digest": digest([[row["id"], row["part"], row["label"]] for row in kept]),
+        "documents": len(frame),
+        "training_documents": parts["train"],
+        "valid_documents": parts["valid"],
+        "test_documents": parts["test"],
+        "near_duplicates_removed": len(rows) - len(kept),
+        "characters": int((frame["prompt"].str.len() + frame["text"].str.len()).sum()),
+        "labels": sorted(frame["label"].dropna().unique().tolist()),
+    }
+
+
+def documents(folder: Path, part: str) -> list[dict[str, Any]]:
+    """The documents of one part, in the order of their ids."""
+    import pandas
+
+    frame = pandas.read_parquet(folder / "documents.parquet", filters=[("part", "==", part)])
+    return frame.where(frame.notna(), None).to_dict("records")
+
+
+def _clean(data: spec.Data) -> list[dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for document in read(data):
+        text = document["text"].replace("\x00", "").strip()[: data.max_chars]
+        prompt = document["prompt"].replace("\x00", "").strip()
+        if len(text) < data.min_chars:
+            continue
+        identity = digest([prompt, text])[:20]
+        found.setdefault(identity, {"id": identity, "prompt": prompt, "text": text, "label": document["label"]})
+    return [found[identity] for identity in sorted(found)][: data.max_documents]
+
+
+def _part(identity: str, held_out: float) -> str:
+    position = int(identity[:8], 16) / 2**32
+    if position >= held_out:
+        return "train"
+    return "valid" if position < held_out * VALID_SHARE else "test"
+
+
+def _without_near_duplicates(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Drop held-out documents that share most of their word 8-grams with the training part (cf. arXiv 2005.14165 C)."""
+    held_out = {row["id"]: _ngrams(row) for row in rows if row["part"] != "train"}
+    wanted = set().union(*held_out.values()) if held_out else set()
+    seen: set[int] = set()
+    for row in rows:
+        if row["part"] == "train":
+            seen |= _ngrams(row) & wanted
+    return [
+        row
+        for row in rows
+        if row["part"] == "train" or len(held_out[row["id"]] & seen) < NEAR_DUPLICATE * len(held_out[row["id"]])
+    ]
+
+
+def _ngrams(row: dict[str, Any]) -> set[int]:
+    words = f"{row['prompt']} {row['text']}".lower().split()
+    return {hash(tuple(words[start : start + NGRAM])) for start in range(max(1, len(words) - NGRAM + 1))}
+
+
+def _check_enough(rows: list[dict[str, Any]], data: spec.Data) -> None:
+    if not rows:
+        raise InputError(f"data: no document of at least {data.min_chars} characters (data.min_chars) was found")
+    counts = {part: sum(row["part"] == part for row in rows) for part in ("train", "valid", "test")}
+    if counts["train"] == 0 or counts["valid"] == 0 or counts["test"] < MIN_HELD_OUT:
+        raise InputError(
+            f"data: {len(rows)} documents leave {counts['test']} for the tasks, {counts['valid']} for validation; "
+            f"at least {MIN_HELD_OUT} and 1 are needed: add data, raise data.held_out, or split finer with data.sample_by"
+        )

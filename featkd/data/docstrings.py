@@ -1,0 +1,53 @@
+"""The built-in corpus: docstrings of installed packages, read with `ast` (nothing is imported or run).
+
+Real technical English that lies on every machine featkd is installed on; the packages are pinned by
+constraints.txt, and the documents that were read are snapshotted into the store.
+"""
+
+import ast
+import importlib.util
+import inspect
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from featkd.errors import InputError
+
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+SKIPPED_PARTS = {"tests", "test", "testing", "idlelib", "lib2to3", "site-packages", "dist-packages", "vendor", "_vendor"}
+
+
+def read(packages: list[str], min_chars: int) -> Iterator[dict[str, str]]:
+    """Documents {text, label}: one per distinct docstring; the label is the package's import name."""
+    for package in packages:
+        for file in _sources(package):
+            for text in _docstrings(file):
+                if len(text) >= min_chars:
+                    yield {"text": text, "label": package}
+
+
+def _sources(package: str) -> list[Path]:
+    if package == "stdlib":
+        root = Path(sysconfig.get_paths()["stdlib"])
+    else:
+        try:
+            found = importlib.util.find_spec(package)
+        except (ImportError, ValueError):
+            found = None
+        if found is None or not found.submodule_search_locations:
+            raise InputError(f"data.packages: no installed package {package!r}; write import names, e.g. sklearn")
+        root = Path(next(iter(found.submodule_search_locations)))
+    return sorted(file for file in root.rglob("*.py") if not SKIPPED_PARTS & set(file.relative_to(root).parts))
+
+
+def _docstrings(file: Path) -> Iterator[str]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, DOCUMENTED) and (text := ast.get_docstring(node)):
+            yield inspect.cleandoc(text).strip()

@@ -1,0 +1,163 @@
+"""Quality tasks made of the held-out documents, as real lm-eval tasks: YAML and JSONL in one folder.
+
+heldout_perplexity     rolling log-likelihood of whole documents
+heldout_continuation   the true next passage among four; the others come from other documents with the same label
+heldout_routing        which class (library) does the document belong to
+"""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from featkd import spec
+from featkd.data.corpus import documents
+from featkd.data.tokens import encode
+from featkd.errors import InputError
+
+PREFIX = "heldout_"
+CHOICES = 4
+MIN_EXAMPLES = 8
+
+
+def build(
+    corpus: Path, tokenizer: Any, unigram: np.ndarray, data: spec.Data, quality: spec.Quality, window: int, out: Path
+) -> dict[str, Any]:
+    """Write the tasks that `quality.tasks` names with the prefix heldout_. `window`: the models' positions.
+
+    Returns {"chance": {task: value}, "examples": {task: n}, "probe": token ids for the parity check}.
+    Raises InputError when the held-out documents do not give enough examples.
+    """
+    rows = documents(corpus, "test")
+    random.Random(0).shuffle(rows)
+    makers = {
+        "heldout_perplexity": lambda: _perplexity(rows, tokenizer, unigram, quality, window),
+        "heldout_continuation": lambda: _continuation(rows, tokenizer, quality),
+        "heldout_routing": lambda: _routing(rows, tokenizer, data, quality, window),
+    }
+    meta: dict[str, Any] = {"chance": {}, "examples": {}}
+    for name in quality.tasks:
+        if not name.startswith(PREFIX):
+            continue
+        if name not in makers:
+            raise InputError(f"quality.tasks: unknown task {name}; made from your data are {', '.join(makers)}")
+        config, examples, chance = makers[name]()
+        if len(examples) < MIN_EXAMPLES:
+            raise InputError(
+                f"quality.tasks: {name} has {len(examples)} examples from {len(rows)} held-out documents, "
+                f"{MIN_EXAMPLES} are needed: add data, raise data.held_out, or lower quality.context_tokens"
+            )
+        _write(name, config, examples, out)
+        meta["chance"][name] = chance
+        meta["examples"][name] = len(examples)
+    (out / "probe.json").write_text(json.dumps(_probe(rows, tokenizer, window)))
+    return meta
+
+
+def point_at(folder: Path, workdir: Path) -> Path:
+    """Copies of the task YAMLs with absolute data paths, for lm-eval resolves them against the working folder."""
+    for file in sorted(folder.glob("*.yaml")):
+        config = yaml.safe_load(file.read_text())
+        name = config["dataset_kwargs"]["data_files"]["test"]
+        config["dataset_kwargs"]["data_files"]["test"] = str(folder / name)
+        (workdir / file.name).write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    return workdir
+
+
+def _perplexity(rows: list[dict], tokenizer: Any, unigram: np.ndarray, quality: spec.Quality, window: int) -> tuple:
+    examples, loss, words = [], 0.0, 0
+    for row in rows[: quality.max_examples]:
+        ids = encode(tokenizer, [row["prompt"] + row["text"]])[0][: window - 1]
+        text = tokenizer.decode(ids)
+        if not text.split():
+            continue
+        examples.append({"text": text})
+        loss -= float(unigram[np.array(ids)].sum())
+        words += len(text.split())
+    metrics = ["word_perplexity", "byte_perplexity", "bits_per_byte"]
+    config = {
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{text}}",
+        "metric_list": [{"metric": metric} for metric in metrics],
+    }
+    return config, examples, float(np.exp(min(loss / max(words, 1), 700)))
+
+
+def _continuation(rows: list[dict], tokenizer: Any, quality: spec.Quality) -> tuple:
+    need, length = quality.context_tokens, quality.continuation_tokens
+    pool = []
+    for row in rows:
+        body = encode(tokenizer, [row["text"]])[0]
+        context = (encode(tokenizer, [row["prompt"]])[0] if row["prompt"] else body[:need])[-need:]
+        rest = body if row["prompt"] else body[need:]
+        if len(rest) >= length:
+            pool.append((row["label"], context, rest[:length]))
+    pool = pool[: max(quality.max_examples, 4 * CHOICES)]
+    rng, examples = random.Random(1), []
+    for label, context, true in pool:
+        others = [rest for other, _, rest in pool if other == label and rest != true]
+        if len(others) < CHOICES - 1:
+            others = [rest for _, _, rest in pool if rest != true]
+        if len(others) < CHOICES - 1:
+            break
+        choices = [true, *rng.sample(others, CHOICES - 1)]
+        order = rng.sample(range(CHOICES), CHOICES)
+        texts = tokenizer.batch_decode([choices[index] for index in order])
+        examples.append({"context": tokenizer.decode(context), "choices": texts, "gold": order.index(0)})
+    config = {
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{context}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{gold}}",
+        "target_delimiter": "",
+        "metric_list": [{"metric": "acc"}],
+    }
+    return config, examples[: quality.max_examples], 1 / CHOICES
+
+
+def _routing(rows: list[dict], tokenizer: Any, data: spec.Data, quality: spec.Quality, window: int) -> tuple:
+    rows = [row for row in rows if row["label"]]
+    labels = sorted({row["label"] for row in rows})
+    if len(labels) < 2:
+        raise InputError("quality.tasks: heldout_routing needs at least two classes in data.label_field")
+    room = window - max(map(len, encode(tokenizer, [data.label_prompt + " " + label for label in labels]))) - 1
+    examples = []
+    for row in rows[: quality.max_examples]:
+        ids = encode(tokenizer, [row["prompt"] + row["text"]])[0]
+        text = tokenizer.decode(ids[: min(room, quality.context_tokens * 2)])
+        examples.append({"text": text + data.label_prompt, "gold": labels.index(row["label"])})
+    config = {
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{text}}",
+        "doc_to_choice": labels,
+        "doc_to_target": "{{gold}}",
+        "target_delimiter": " ",
+        "metric_list": [{"metric": "acc"}],
+    }
+    return config, examples, 1 / len(labels)
+
+
+def _write(name: str, config: dict[str, Any], examples: list[dict], out: Path) -> None:
+    with (out / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(example, ensure_ascii=False) + "\n" for example in examples)
+    task = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": f"{name}.jsonl"}},
+        "test_split": "test",
+        **config,
+        "metadata": {"version": 1},
+    }
+    (out / f"{name}.yaml").write_text(yaml.safe_dump(task, sort_keys=False, allow_unicode=True))
+
+
+def _probe(rows: list[dict], tokenizer: Any, window: int) -> list[list[int]]:
+    """Token ids of a few held-out documents of unequal length, for the parity check and the latency prompt."""
+    encoded = encode(tokenizer, [row["prompt"] + row["text"] for row in rows[:200]])
+    longest = sorted(encoded, key=len, reverse=True)
+    lengths = [window // 2, window // 3, window // 4, window // 8]
+    return [ids[: max(length, 4)] for ids, length in zip(longest, lengths, strict=False) if len(ids) >= 4]

@@ -1,0 +1,137 @@
+"""From what was measured to the candidates of the result: scores, fidelity, price and verdict of each."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from featkd import result, spec
+from featkd.decide import gates, roi
+from featkd.measure import fidelity, latency, statistics
+
+SIDE_BY_SIDE = (("logit-kd", "sft"), ("feature-kd", "sft"), ("feature-kd", "logit-kd"))
+
+
+@dataclass
+class Evidence:
+    """What is known of one candidate. `why` is a code for what is missing: parity-failed, teacher-inadequate.
+
+    samples: per-example scores of the seed that ships (featkd.measure.accuracy); replicates: of every seed.
+    latency: raw timings (featkd.measure.latency).
+    """
+
+    name: str
+    arm: str
+    size: str | None = None
+    precision: str = "fp32"
+    seed: int | None = None
+    training: result.Training | None = None
+    parity: result.Parity | None = None
+    artefact: str | None = None
+    samples: Any = None
+    replicates: dict[str, Any] = field(default_factory=dict)
+    latency: dict[str, Any] | None = None
+    why: str = "not-run"
+
+
+def scores(samples: Any, teacher: Any, chance: dict[str, float]) -> dict[str, result.Score]:
+    """Task to score, in the order of the tasks. `chance`: for the tasks made here; else 1 / choices."""
+    found = {}
+    for task, rows in samples.groupby("task", sort=False):
+        guess = chance.get(task, _chance(rows))
+        found[task] = statistics.score(rows, teacher[teacher["task"] == task], guess)
+    return found
+
+
+def candidates(
+    poc: spec.Spec, evidence: list[Evidence], chance: dict[str, float]
+) -> dict[str, result.Candidate]:
+    """All candidates, the teacher first. `evidence[0]` is the teacher's."""
+    teacher = evidence[0]
+    return {found.name: _candidate(poc, found, teacher, chance) for found in evidence}
+
+
+def comparisons(evidence: list[Evidence]) -> list[result.Comparison]:
+    """What distillation adds: arms of the same size and precision side by side, paired by example."""
+    by_place = {(found.arm, found.size, found.precision): found for found in evidence if found.samples is not None}
+    rows = []
+    for (arm, size, precision), found in by_place.items():
+        for better, control in SIDE_BY_SIDE:
+            other = by_place.get((control, size, precision))
+            if arm == better and other is not None:
+                rows += _compare(found, other)
+    return rows
+
+
+def _compare(a: Evidence, b: Evidence) -> list[result.Comparison]:
+    rows = []
+    for task, of_a in a.samples.groupby("task", sort=False):
+        kind, estimate = statistics.compare(of_a, b.samples[b.samples["task"] == task])
+        rows.append(result.Comparison(task=task, a=a.name, b=b.name, kind=kind, estimate=estimate))
+    return rows
+
+
+def _candidate(
+    poc: spec.Spec, found: Evidence, teacher: Evidence, chance: dict[str, float]
+) -> result.Candidate:
+    is_teacher = found is teacher
+    quality, agreement = _quality(found, teacher, chance), _fidelity(found, teacher)
+    speed, memory = _latency(found, teacher)
+    teacher_speed = speed if is_teacher else _latency(teacher, teacher)[0]
+    seconds = found.training.seconds if found.training and found.training.seconds else 0.0
+    money = roi.price(speed, teacher_speed, poc.cost, seconds, is_teacher)
+    if is_teacher:
+        decision = result.Decision(why="baseline")
+    elif found.samples is None:
+        verdict = "no-go" if found.why == "parity-failed" else "inconclusive"
+        decision = result.Decision(verdict=verdict, why=found.why)
+    else:
+        decision = gates.decide(poc.gates, quality, agreement, speed, memory, money)
+    return result.Candidate(
+        arm=found.arm,
+        size=found.size,
+        seed=found.seed,
+        precision=found.precision,
+        artefact=found.artefact,
+        training=found.training,
+        parity=found.parity,
+        quality=quality,
+        fidelity=agreement,
+        guardrails=result.Guardrails(why="guardrails-not-built"),
+        latency=speed,
+        memory=memory,
+        roi=money,
+        verdict=decision,
+    )
+
+
+def _quality(found: Evidence, teacher: Evidence, chance: dict[str, float]) -> result.Quality:
+    if found.samples is None:
+        return result.Quality(why=found.why)
+    values = {
+        seed: {task: score.estimate.value for task, score in scores(samples, samples, chance).items()}
+        for seed, samples in found.replicates.items()
+    }
+    return result.Quality(tasks=scores(found.samples, teacher.samples, chance), replicates=values)
+
+
+def _fidelity(found: Evidence, teacher: Evidence) -> result.Fidelity:
+    if found is teacher:
+        return result.Fidelity(why="baseline")
+    if found.samples is None:
+        return result.Fidelity(why=found.why)
+    tasks = {
+        task: fidelity.agreement(rows, teacher.samples[teacher.samples["task"] == task])
+        for task, rows in found.samples.groupby("task", sort=False)
+        if (rows["n_choices"] > 1).all()
+    }
+    return result.Fidelity(tasks=tasks, why=None if tasks else "no-choice-task")
+
+
+def _latency(found: Evidence, teacher: Evidence) -> tuple[result.Latency, result.Memory]:
+    if found.latency is None or teacher.latency is None:
+        return result.Latency(why=found.why), result.Memory(why=found.why)
+    return latency.summarise(found.latency, teacher.latency)
+
+
+def _chance(rows: Any) -> float | None:
+    choices = rows["n_choices"]
+    return float((1 / choices).mean()) if (choices > 1).all() else None

@@ -1,0 +1,78 @@
+"""Evidence in, verdict out. A rule passes only when the whole interval is on the right side of its bound."""
+
+import math
+from typing import Literal
+
+from featkd import spec
+from featkd.result import Decision, Fidelity, GateOutcome, Interval, Latency, Memory, Quality, Roi
+
+Outcome = Literal["pass", "fail", "inconclusive", "missing"]
+
+
+def decide(
+    rules: list[spec.Gate], quality: Quality, fidelity: Fidelity, latency: Latency, memory: Memory, roi: Roi
+) -> Decision:
+    """go: every blocking rule passes. no-go: one fails. inconclusive: none fails, but one is undecided or missing.
+
+    Without rules nothing can be a go: inconclusive, because of 'no-gates'.
+    """
+    outcomes = [_judge(rule, _observe(rule.metric, quality, fidelity, latency, memory, roi)) for rule in rules]
+    blocking = {gate.outcome for gate in outcomes if gate.severity == "block"}
+    if not blocking:
+        return Decision(verdict="inconclusive", why="no-gates", gates=outcomes)
+    if "fail" in blocking:
+        verdict: Literal["go", "no-go", "inconclusive"] = "no-go"
+    else:
+        verdict = "go" if blocking == {"pass"} else "inconclusive"
+    return Decision(verdict=verdict, why="gates", gates=outcomes)
+
+
+def _observe(
+    metric: str, quality: Quality, fidelity: Fidelity, latency: Latency, memory: Memory, roi: Roi
+) -> tuple[float, float, float] | None:
+    """(value, low, high), infinite where a payback never comes; None when it was not measured."""
+    section, *task, name = metric.split(".")
+    if metric == "roi.payback_months":
+        return _months(roi)
+    if task:
+        scores = {"quality": quality.tasks, "fidelity": fidelity.tasks}[section]
+        source = scores.get(".".join(task))
+    else:
+        source = {"latency": latency, "memory": memory, "roi": roi}[section]
+    found: Interval | None = getattr(source, name, None)
+    if found is None or found.low is None or found.high is None:
+        return None
+    return found.value, found.low, found.high
+
+
+def _months(roi: Roi) -> tuple[float, float, float] | None:
+    months = [roi.payback_months, roi.payback_months_low, roi.payback_months_high]
+    if any(value is None for value in months):
+        return None
+    value, low, high = (math.inf if month == "never" else float(month) for month in months)  # type: ignore[arg-type]
+    return value, low, high
+
+
+def _judge(rule: spec.Gate, observed: tuple[float, float, float] | None) -> GateOutcome:
+    return GateOutcome(
+        metric=rule.metric,
+        at_least=rule.at_least,
+        at_most=rule.at_most,
+        severity=rule.severity,
+        observed=_shown(observed),
+        outcome="missing" if observed is None else _outcome(rule, *observed[1:]),
+    )
+
+
+def _outcome(rule: spec.Gate, low: float, high: float) -> Outcome:
+    if rule.at_least is not None:
+        return "pass" if low >= rule.at_least else "fail" if high < rule.at_least else "inconclusive"
+    bound = rule.at_most if rule.at_most is not None else math.inf
+    return "pass" if high <= bound else "fail" if low > bound else "inconclusive"
+
+
+def _shown(observed: tuple[float, float, float] | None) -> Interval | None:
+    if observed is None or math.isinf(observed[0]):
+        return None
+    value, low, high = observed
+    return Interval(value=value, low=low, high=None if math.isinf(high) else high)

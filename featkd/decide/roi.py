@@ -1,0 +1,135 @@
+"""What a candidate costs and saves. Pure arithmetic on measured throughput and the spec's assumptions.
+
+    seconds per request = input tokens / prefill rate + output tokens / decode rate      (one request at a time)
+    machines            = ceil(requests per second * peak factor * seconds per request / utilisation)
+    monthly cost        = machines * price per hour * 730.5
+    saving              = teacher's monthly cost - candidate's monthly cost
+    USD per million     = price per hour / (3600 * rate * utilisation) * 1e6
+
+Intervals come from those of the measured rates. A saving's interval pairs one side's best with the other's worst, so
+it is wider than 95 %.
+"""
+
+import math
+from typing import Any, Literal
+
+from featkd import spec
+from featkd.result import AssumptionRow, Interval, Latency, Roi
+
+HOURS_PER_MONTH = 365.25 * 24 / 12
+SECONDS_PER_MONTH = HOURS_PER_MONTH * 3600
+Rates = tuple[float, float]
+Months = float | Literal["never"]
+
+UNITS = {
+    "usd_per_hour": "USD/hour",
+    "requests_per_month": "1/month",
+    "input_tokens_per_request": "tokens",
+    "output_tokens_per_request": "tokens",
+    "utilisation": "share",
+    "peak_factor": "ratio",
+    "engineering_usd": "USD",
+    "training_usd_per_hour": "USD/hour",
+    "monthly_upkeep_usd": "USD/month",
+    "discount_rate": "1/year",
+}
+
+
+def assumptions(cost: spec.Cost) -> list[AssumptionRow]:
+    """Every figure of the business case with its unit and source."""
+    rows = [
+        AssumptionRow(name=name, value=getattr(cost, name).value, unit=unit, source=getattr(cost, name).source)
+        for name, unit in UNITS.items()
+    ]
+    return [*rows, AssumptionRow(name="horizon_months", value=cost.horizon_months, unit="months", source="the spec")]
+
+
+def price(candidate: Latency, teacher: Latency, cost: spec.Cost, training_seconds: float, is_teacher: bool) -> Roi:
+    """The ROI section of a candidate. `training_seconds`: what it took to make it, its share of the teacher included.
+
+    Empty, with a reason, when the rates of either were not measured.
+    """
+    if not (candidate.decode_tokens_per_s and candidate.prefill_tokens_per_s):
+        return Roi(why=candidate.why or "latency-off")
+    if not (teacher.decode_tokens_per_s and teacher.prefill_tokens_per_s):
+        return Roi(why=teacher.why or "latency-off")
+    monthly = _interval(lambda rates: monthly_cost_usd(rates, cost), candidate)
+    unit_costs: dict[str, Any] = {
+        "usd_per_million_input_tokens": _interval(lambda rates: _per_million(rates[0], cost), candidate),
+        "usd_per_million_output_tokens": _interval(lambda rates: _per_million(rates[1], cost), candidate),
+        "machines": machines(_rates(candidate, "value"), cost),
+        "monthly_cost_usd": monthly,
+    }
+    if is_teacher:
+        return Roi(why="baseline", **unit_costs)
+    before = _interval(lambda rates: monthly_cost_usd(rates, cost), teacher)
+    saving = Interval(
+        value=before.value - monthly.value,
+        low=_minus(before.low, monthly.high),
+        high=_minus(before.high, monthly.low),
+    )
+    one_off = cost.engineering_usd.value + training_seconds / 3600 * cost.training_usd_per_hour.value
+    flow = cash_flow_usd(saving.value, one_off, cost)
+    return Roi(
+        **unit_costs,
+        monthly_saving_usd=saving,
+        one_off_usd=one_off,
+        payback_months=payback_months(saving.value, one_off, cost),
+        payback_months_low=None if saving.high is None else payback_months(saving.high, one_off, cost),
+        payback_months_high=None if saving.low is None else payback_months(saving.low, one_off, cost),
+        npv_usd=npv_usd(saving.value, one_off, cost),
+        cash_flow_usd=flow,
+    )
+
+
+def seconds_per_request(rates: Rates, cost: spec.Cost) -> float:
+    """rates: (prefill, decode) in tokens per second."""
+    return cost.input_tokens_per_request.value / rates[0] + cost.output_tokens_per_request.value / rates[1]
+
+
+def machines(rates: Rates, cost: spec.Cost) -> int:
+    """Whole machines that carry the peak."""
+    mean_load = cost.requests_per_month.value / SECONDS_PER_MONTH * seconds_per_request(rates, cost)
+    return math.ceil(mean_load * cost.peak_factor.value / cost.utilisation.value)
+
+
+def monthly_cost_usd(rates: Rates, cost: spec.Cost) -> float:
+    return machines(rates, cost) * cost.usd_per_hour.value * HOURS_PER_MONTH
+
+
+def payback_months(saving_usd: float, one_off_usd: float, cost: spec.Cost) -> Months:
+    """Months until the net saving has returned the one-off cost, undiscounted; 'never' when there is no net saving."""
+    net = saving_usd - cost.monthly_upkeep_usd.value
+    return one_off_usd / net if net > 0 else "never"
+
+
+def cash_flow_usd(saving_usd: float, one_off_usd: float, cost: spec.Cost) -> list[float]:
+    """Cumulative, undiscounted, month 0 to the horizon."""
+    net = saving_usd - cost.monthly_upkeep_usd.value
+    return [month * net - one_off_usd for month in range(cost.horizon_months + 1)]
+
+
+def npv_usd(saving_usd: float, one_off_usd: float, cost: spec.Cost) -> float:
+    """Net present value over the horizon; monthly rate (1 + r)^(1/12) - 1, payments at the end of each month."""
+    rate = (1 + cost.discount_rate.value) ** (1 / 12) - 1
+    net = saving_usd - cost.monthly_upkeep_usd.value
+    return sum(net / (1 + rate) ** month for month in range(1, cost.horizon_months + 1)) - one_off_usd
+
+
+def _per_million(rate: float, cost: spec.Cost) -> float:
+    return cost.usd_per_hour.value / (3600 * rate * cost.utilisation.value) * 1e6
+
+
+def _rates(latency: Latency, bound: str) -> Rates | None:
+    prefill, decode = getattr(latency.prefill_tokens_per_s, bound), getattr(latency.decode_tokens_per_s, bound)
+    return None if prefill is None or decode is None else (prefill, decode)
+
+
+def _interval(figure: Any, latency: Latency) -> Interval:
+    """A cost with its interval: the quicker the machine, the lower the cost."""
+    low, high = (None if (rates := _rates(latency, bound)) is None else figure(rates) for bound in ("high", "low"))
+    return Interval(value=figure(_rates(latency, "value")), low=low, high=high)
+
+
+def _minus(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b

@@ -1,0 +1,93 @@
+"""What this machine is: the hardware and versions that results depend on. Needs no torch."""
+
+import functools
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from featkd.spec import Compute
+
+VERSIONS = (
+    "featkd", "torch", "transformers", "tokenizers", "datasets", "lm-eval", "onnx", "onnxscript", "onnxruntime",
+    "onnxruntime-gpu", "numpy", "scipy", "pandas", "prefect", "mlflow",
+)  # fmt: skip
+
+
+def hardware() -> dict[str, Any]:
+    """CPU, cores this process may use, memory and accelerator."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": usable_cores(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None,
+        "accelerator": accelerator(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def describe(compute: Compute, source: Path) -> dict[str, Any]:
+    """Hardware, the resolved device and threads, versions, and the git commit of `source` if it is a checkout."""
+    return {
+        "hardware": hardware(),
+        "device": device(compute),
+        "threads": threads(compute),
+        "python": platform.python_version(),
+        "versions": versions(),
+        "git": _git_commit(source),
+    }
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for name in VERSIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def device(compute: Compute) -> str:
+    """'cpu' or 'cuda'; auto takes an accelerator where the driver shows one."""
+    return compute.device if compute.device != "auto" else ("cuda" if accelerator() else "cpu")
+
+
+def threads(compute: Compute) -> int:
+    return compute.threads or usable_cores()
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def accelerator() -> str | None:
+    """The first GPU's name by nvidia-smi, None where there is none."""
+    if not shutil.which("nvidia-smi"):
+        return None
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    found = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
+    names = found.stdout.strip().splitlines()
+    return names[0] if found.returncode == 0 and names else None
+
+
+@functools.cache
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _git_commit(source: Path) -> str | None:
+    """'<commit>' or '<commit>-dirty'."""
+    command = ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except OSError:
+        return None
+    return found.stdout.strip() or None if found.returncode == 0 else None

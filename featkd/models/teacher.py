@@ -1,0 +1,65 @@
+"""Load any causal LM from a folder or a hub id, or lay out a small one to be trained."""
+
+from pathlib import Path
+from typing import Any
+
+from featkd import spec
+from featkd.errors import InputError
+
+
+def locate(model: str) -> str:
+    """A folder as it is, 'hub:owner/name' as 'owner/name'. Raises InputError for a folder without a usable model."""
+    if model.startswith("hub:"):
+        return model.removeprefix("hub:")
+    folder = Path(model)
+    if not folder.is_dir():
+        raise InputError(f"teacher.model: no folder {model}; for a hub id write hub:owner/name")
+    if not (folder / "config.json").is_file():
+        raise InputError(f"teacher.model: {model} has no config.json; give a Hugging Face model folder")
+    if not list(folder.glob("*.safetensors")):
+        raise InputError(f"teacher.model: {model} has no .safetensors; save it with save_pretrained (pickle is not read)")
+    return model
+
+
+def load(folder: str | Path) -> Any:
+    """A causal LM in float32, from safetensors, without remote code. Raises InputError with the reason."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
+    except Exception as error:  # wrong architecture, truncated weights, remote code: the folder cannot be used
+        raise InputError(f"teacher.model: {folder} cannot be loaded: {' '.join(str(error).split())[:200]}") from None
+
+
+def llama_config(shape: spec.Shape, vocab_size: int, positions: int, end_id: int) -> Any:
+    """A small Llama with tied embeddings. positions: the longest sequence it will see."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        max_position_embeddings=positions,
+        tie_word_embeddings=True,
+        bos_token_id=end_id,
+        eos_token_id=end_id,
+        pad_token_id=end_id,
+    )
+
+
+def positions(config: Any) -> int:
+    """The longest sequence the model takes, in tokens."""
+    return int(getattr(config, "max_position_embeddings", None) or 2048)
+
+
+def longest_sequence(folder: str | Path) -> int:
+    """`positions` of the model in a folder, read from its config.json alone."""
+    from transformers import AutoConfig
+
+    return positions(AutoConfig.from_pretrained(str(folder), trust_remote_code=False))

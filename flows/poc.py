@@ -1,0 +1,216 @@
+"""The whole PoC: prepare data, teacher, distil, export, measure, price, judge, report, track.
+
+    run(spec, root)      # from Python; `featkd run SPEC` on the command line
+"""
+
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from featkd import environment
+from featkd.data.tasks import PREFIX
+from featkd.data.tokens import load_tokenizer
+from featkd.decide import assemble, roi, verdict
+from featkd.decide.assemble import Evidence
+from featkd.errors import RunError
+from featkd.models import teacher as teachers
+from featkd.result import DataSummary, Result
+from featkd.spec import Spec
+from featkd.store import Artefact
+from tasks import data, deploy, measure, publish, tracking, train
+from tasks.context import Context
+from tasks.data import folder_digest
+from tasks.train import Model
+
+
+class Poc:
+    """One run: what has been made so far, and what is known of each candidate."""
+
+    def __init__(self, context: Context):
+        self.context, self.spec = context, context.spec
+        self.evidence: dict[str, Evidence] = {"teacher": Evidence("teacher", "teacher")}
+        for name in self.spec.candidates():
+            self.evidence[name.name] = Evidence(name.name, name.arm, name.size, name.precision, self.spec.seeds[0])
+        self.onnx: dict[str, Artefact] = {}
+        self.kept: dict[str, Artefact] = {}
+
+    def prepare(self) -> None:
+        """Data, tokens, tasks and the teacher."""
+        self.corpus = data.corpus(self.context)
+        if self.spec.teacher.train:
+            tokenizer = data.tokenizer(self.context, self.corpus)
+            self.blocks = data.blocks(self.context, self.corpus, str(tokenizer.path), tokenizer.key)
+            self.teacher = train.trained_teacher(self.context, self.blocks, tokenizer)
+        else:
+            folder = teachers.locate(self.spec.teacher.model)
+            digest = folder_digest(folder)
+            self.blocks = data.blocks(self.context, self.corpus, folder, digest)
+            self.teacher = train.given_teacher(self.context, folder, digest)
+        window = min(self.spec.block_size, teachers.longest_sequence(self.teacher.folder))
+        self.tasks = data.quality_tasks(self.context, self.corpus, self.blocks, str(self.teacher.folder), window)
+        self.chance = self.tasks.meta["chance"]
+        self.kept |= {"corpus": self.corpus, "tasks": self.tasks}
+
+    def measure_quality(self, name: str, models: dict[int | None, Model]) -> None:
+        """Export and evaluate one candidate, every seed of it; the first seed ships."""
+        found = self.evidence[name]
+        for seed, model in models.items():
+            label = name if len(models) == 1 else f"{name} seed {seed}"
+            onnx, parity = deploy.export(self.context, label, model, self.tasks)
+            self.onnx[f"{found.arm}-{found.size}/seed-{seed}"] = onnx
+            ships = seed == next(iter(models))
+            if ships:
+                found.training, found.parity, found.artefact = model.training, parity, onnx.key
+            if not parity.passed:
+                found.why = "parity-failed" if ships else found.why
+                continue
+            accuracy = measure.accuracy(self.context, label, onnx, self.tasks)
+            samples = _samples(accuracy)
+            if ships:
+                found.samples = samples
+                self.kept[f"accuracy-{name}"] = accuracy
+            if len(models) > 1:
+                found.replicates[str(seed)] = samples
+
+    def adequacy(self) -> Any:
+        """The teacher against chance and, once it was measured, against the plain fine-tuned student."""
+        teacher = self.evidence["teacher"].samples
+        if teacher is None:
+            parity = self.evidence["teacher"].parity
+            raise RunError(
+                f"export: the teacher's ONNX logits differ from PyTorch's by {parity.max_abs_difference:.1e}, "
+                f"more than export.parity_tolerance {parity.tolerance:.0e}; nothing can be compared to it"
+            )
+        scores = assemble.scores(teacher, teacher, self.chance)
+        control = next((found for found in self.evidence.values() if found.arm == "sft"), None)
+        of_control = None
+        if control and control.samples is not None:
+            of_control = assemble.scores(control.samples, teacher, self.chance)
+        return verdict.adequacy(scores, of_control, self.spec.teacher.if_inadequate)
+
+    def students(self) -> None:
+        """Distil, then export and evaluate each student, the control first; stop if the teacher is inadequate."""
+        self.models = train.distil(self.context, self.teacher, self.blocks)
+        for name in sorted(self.evidence, key=lambda name: self.evidence[name].arm != "sft"):
+            found = self.evidence[name]
+            if found.arm == "teacher":
+                continue
+            models = {seed: self.models[found.arm, found.size, seed] for seed in self.spec.seeds}
+            found.training = models[self.spec.seeds[0]].training
+            self.measure_quality(name, models)
+            if found.arm == "sft" and self.adequacy().action == "stopped":
+                return
+
+    def speed(self) -> None:
+        """Latency and memory of everything that was evaluated, in turns."""
+        measured = {name: found for name, found in self.evidence.items() if found.samples is not None}
+        folders = {name: self._shipped(found) for name, found in measured.items()}
+        self.kept["latency"] = measure.latency(self.context, folders, self.tasks)
+        for name, raw in self.kept["latency"].json("latency.json").items():
+            self.evidence[name].latency = raw
+
+    def _shipped(self, found: Evidence) -> Artefact:
+        return self.onnx[f"{found.arm}-{found.size}/seed-{found.seed}"]
+
+    def result(self, run_id: str) -> Result:
+        """Price and judge. Empty candidates keep the reason why."""
+        adequacy = self.adequacy()
+        if adequacy.action == "stopped":
+            for found in self.evidence.values():
+                found.why = "teacher-inadequate" if found.why == "not-run" else found.why
+        evidence = list(self.evidence.values())
+        with self.context.log.timed("roi"):
+            candidates = assemble.candidates(self.spec, evidence, self.chance)
+        with self.context.log.timed("gates") as entry:
+            recommendation = verdict.recommend(candidates, adequacy.adequate)
+            entry["note"] = ", ".join(
+                f"{name} {found.verdict.verdict}" for name, found in candidates.items() if found.verdict.verdict
+            )
+        meta = self.corpus.meta
+        return Result(
+            run_id=run_id,
+            name=self.spec.name,
+            title=self.spec.title,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            spec=self.spec.model_dump(mode="json"),
+            spec_digest=self.spec.digest(),
+            environment=environment.describe(self.spec.compute, Path(__file__).parent),
+            data=DataSummary(
+                source=meta["source"],
+                digest=meta["digest"],
+                documents=meta["documents"],
+                training_documents=meta["training_documents"],
+                held_out_documents=meta["valid_documents"] + meta["test_documents"],
+                near_duplicates_removed=meta["near_duplicates_removed"],
+                characters=meta["characters"],
+                training_tokens=self.blocks.meta["training_tokens"],
+                labels=meta["labels"],
+            ),
+            adequacy=adequacy,
+            recommendation=recommendation,
+            candidates=candidates,
+            comparisons=assemble.comparisons(evidence),
+            assumptions=roi.assumptions(self.spec.cost),
+            stages=self.context.log.stages,
+            evidence={name: artefact.key for name, artefact in self.kept.items()},
+        )
+
+
+def run(spec: Spec, root: Path) -> dict[str, Any]:
+    """The PoC in the working folder `root`. Wrong input is told before any work is done."""
+    _preflight(spec)
+    return poc(spec, root)
+
+
+@flow(name="poc", validate_parameters=False, persist_result=False)
+def poc(spec: Spec, root: Path) -> dict[str, Any]:
+    """One spec in; a run folder with result and report out. Returns what `featkd run` prints."""
+    context = Context(spec, Path(root).resolve())
+    work = Poc(context)
+    work.prepare()
+    work.measure_quality("teacher", {None: work.teacher})
+    if work.adequacy().action != "stopped":
+        work.students()
+    if work.adequacy().action != "stopped":
+        work.speed()
+    run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
+    run_dir = context.home / "runs" / run_id
+    result = work.result(run_id)
+    publish.report(context, result, run_dir)
+    publish.link_candidates(run_dir, getattr(work, "models", {}), work.onnx)
+    publish.link_evidence(run_dir, work.kept)
+    tracked = tracking.log(context, result, run_dir)
+    return summary(result, run_dir, tracked)
+
+
+def _preflight(spec: Spec) -> None:
+    if spec.teacher.model:
+        load_tokenizer(teachers.locate(spec.teacher.model))
+    foreign = [name for name in spec.quality.tasks if not name.startswith(PREFIX)]
+    if foreign:
+        from featkd.measure.accuracy import check_tasks
+
+        check_tasks(foreign, [Path(spec.quality.include)] if spec.quality.include else [])
+
+
+def _samples(accuracy: Artefact) -> Any:
+    import pandas
+
+    return pandas.read_parquet(accuracy.path / "samples.parquet")
+
+
+def summary(result: Result, run_dir: Path, tracked: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "run_id": result.run_id,
+        "result": str(run_dir / "result.json"),
+        "report": str(run_dir / "report.html"),
+        "verdicts": {
+            name: found.verdict.verdict for name, found in result.candidates.items() if found.arm != "teacher"
+        },
+        "recommendation": result.recommendation.model_dump(mode="json"),
+        "adequate": result.adequacy.adequate,
+        "mlflow": tracked,
+    }

@@ -1,0 +1,93 @@
+"""Stages data, tokenizer, tokens and tasks: from the spec's source to token blocks and lm-eval tasks."""
+
+from typing import Any
+
+from featkd.spec import digest
+from featkd.store import Artefact, artefact_key
+from tasks.context import Context
+from tasks.stages import obtain, stage
+
+ROOMS = ["data"]
+
+
+@stage("data")
+def corpus(context: Context) -> Artefact:
+    from featkd.data import corpus, load
+
+    data = context.spec.data
+    inputs = {"data": data.model_dump(mode="json", exclude={"files"}), "source": load.source_identity(data)}
+    key = artefact_key(inputs, ROOMS, ["pandas"])
+    return obtain(
+        context.log, "data", context.store, "corpus", key, lambda out: corpus.build(data, out),
+        note=lambda made: f"{made.meta['documents']:,} documents, {made.meta['characters'] / 1e6:.1f} MB",
+    )  # fmt: skip
+
+
+@stage("tokenizer")
+def tokenizer(context: Context, corpus: Artefact) -> Artefact:
+    from featkd.data import tokens
+
+    spec = context.spec
+    vocab_size = spec.teacher.train.vocab_size
+    inputs = {"corpus": corpus.meta["digest"], "vocab_size": vocab_size, "label_prompt": spec.data.label_prompt}
+
+    def build(out: Any) -> dict[str, Any]:
+        tokens.train_tokenizer(corpus.path, vocab_size, spec.data.label_prompt, spec.block_size, out)
+        return {}
+
+    return obtain(
+        context.log, "tokenizer", context.store, "tokenizer", artefact_key(inputs, ROOMS, ["tokenizers"]), build
+    )
+
+
+@stage("tokens")
+def blocks(context: Context, corpus: Artefact, tokenizer: str, identity: str) -> Artefact:
+    """`tokenizer`: a folder; `identity`: its digest."""
+    from featkd.data import tokens
+
+    spec = context.spec
+    inputs = {
+        "corpus": corpus.meta["digest"],
+        "tokenizer": identity,
+        "block_size": spec.block_size,
+        "label_prompt": spec.data.label_prompt,
+    }
+    return obtain(
+        context.log, "tokens", context.store, "tokens", artefact_key(inputs, ROOMS, ["tokenizers"]),
+        lambda out: tokens.pack(
+            corpus.path, tokens.load_tokenizer(tokenizer), spec.data.label_prompt, spec.block_size, out
+        ),
+        note=lambda made: f"{made.meta['training_tokens']:,} training tokens",
+    )  # fmt: skip
+
+
+@stage("tasks")
+def quality_tasks(context: Context, corpus: Artefact, blocks: Artefact, tokenizer: str, window: int) -> Artefact:
+    """`window`: the longest sequence that every candidate takes, in tokens."""
+    from featkd.data import tasks, tokens
+
+    spec = context.spec
+    inputs = {"tokens": blocks.key, "window": window, "quality": spec.section("quality"), "data": spec.data.label_prompt}
+
+    def build(out: Any) -> dict[str, Any]:
+        import numpy as np
+
+        made = tokens.load_tokenizer(tokenizer)
+        unigram = tokens.unigram_log_probabilities(np.load(blocks.path / "train.npy")[0], len(made))
+        return tasks.build(corpus.path, made, unigram, spec.data, spec.quality, window, out)
+
+    return obtain(
+        context.log, "tasks", context.store, "tasks", artefact_key(inputs, ROOMS, ["tokenizers"]), build,
+        note=lambda made: ", ".join(f"{name} {n}" for name, n in made.meta["examples"].items()),
+    )  # fmt: skip
+
+
+def folder_digest(folder: Any) -> str:
+    """Digest of the files that make a tokenizer or a model, by name and content."""
+    from pathlib import Path
+
+    from featkd.store import file_sha256
+
+    wanted = (".json", ".safetensors", ".model", ".txt", ".jinja")
+    files = sorted(file for file in Path(folder).iterdir() if file.suffix in wanted)
+    return digest({file.name: file_sha256(file) for file in files})

@@ -1,0 +1,84 @@
+"""Stages accuracy and latency, both on the exported model."""
+
+from pathlib import Path
+from typing import Any
+
+from featkd import environment
+from featkd.store import Artefact, artefact_key
+from tasks.context import Context
+from tasks.data import folder_digest
+from tasks.stages import obtain, stage
+
+ROOMS = ["measure", "deploy"]
+
+
+@stage("accuracy")
+def accuracy(context: Context, name: str, onnx: Artefact, tasks: Artefact) -> Artefact:
+    """lm-eval on the ONNX folder; per-example samples are the evidence."""
+    quality = context.spec.quality
+    inputs = {
+        "onnx": onnx.key,
+        "tasks": tasks.key,
+        "quality": quality.model_dump(mode="json"),
+        "include": folder_digest(quality.include) if quality.include else None,
+        "device": context.device,
+    }
+
+    def build(out: Path) -> dict[str, Any]:
+        from featkd.data.tasks import point_at
+        from featkd.measure.accuracy import evaluate
+
+        with context.workdir() as workdir:
+            include = [point_at(tasks.path, workdir), *([Path(quality.include)] if quality.include else [])]
+            found = evaluate(
+                onnx.path, quality.tasks, include, quality.max_examples, quality.batch_size,
+                context.threads, context.device, out,
+            )  # fmt: skip
+        return {"tasks": found}
+
+    return obtain(
+        context.log, f"accuracy {name}", context.store, "accuracy",
+        artefact_key(inputs, ROOMS, ["lm-eval", *_onnxruntime()]), build, note=_scores,
+    )  # fmt: skip
+
+
+@stage("latency")
+def latency(context: Context, folders: dict[str, Artefact], tasks: Artefact) -> Artefact:
+    """All candidates in one artefact: they are measured in turns, so that drift of the machine hits all alike."""
+    settings = context.spec.latency
+    inputs = {
+        "onnx": {name: onnx.key for name, onnx in folders.items()},
+        "latency": settings.model_dump(mode="json"),
+        "hardware": environment.hardware(),
+        "threads": context.threads,
+        "device": context.device,
+    }
+
+    def build(out: Path) -> dict[str, Any]:
+        import json
+
+        from featkd.measure.latency import measure
+
+        prompt = _prompt(tasks.json("probe.json"), settings.prompt_tokens)
+        paths = {name: onnx.path for name, onnx in folders.items()}
+        raw = measure(paths, settings, prompt, context.threads, context.device)
+        (out / "latency.json").write_text(json.dumps(raw))
+        return {"candidates": list(raw)}
+
+    return obtain(
+        context.log, "latency", context.store, "latency", artefact_key(inputs, ROOMS, _onnxruntime()), build,
+        note=lambda made: f"{len(folders)} models, {settings.rounds} rounds of {settings.repeats}",
+    )  # fmt: skip
+
+
+def _prompt(probe: list[list[int]], length: int) -> list[int]:
+    ids = [token for text in probe for token in text]
+    return (ids * (length // len(ids) + 1))[:length]
+
+
+def _onnxruntime() -> list[str]:
+    return [name for name in ("onnxruntime-gpu", "onnxruntime") if name in environment.versions()][:1]
+
+
+def _scores(made: Artefact) -> str:
+    return ", ".join(f"{task} {found['value']:.4g}" for task, found in made.meta["tasks"].items())
