@@ -144,12 +144,16 @@ def distillation_sentences(findings: list[Finding], t: Text) -> list[str]:
     for a, b in pairs:
         mine = [finding for finding in findings if (finding.a, finding.b) == (a, b)]
         parts = [
-            t(f"added.{reading}", tasks=t.listing([t.task(f.task) for f in mine if f.reading == reading]))
+            t(f"added.{reading}", tasks=t.listing([_quoted(f.task, t) for f in mine if f.reading == reading]))
             for reading in ("gain", "no-gain", "loss", "unjudged")
             if any(f.reading == reading for f in mine)
         ]
         sentences.append(t("added.sentence", a=a, b=b, parts=t("added.separator").join(parts)))
     return sentences
+
+
+def _quoted(task: str, t: Text) -> str:
+    return t("list.quoted", item=t.task(task))
 
 
 def gate_rows(candidate: Candidate, t: Text) -> list[GateRow]:

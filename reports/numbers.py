@@ -35,9 +35,7 @@ def figure(interval: Interval, t: Text, scale: float = 1.0) -> Figure:
     places = supported_places((high - low) / 2)
     if places is None:
         return Figure(significant(low), spread(significant(low), significant(high), t))
-    return Figure(
-        fixed(interval.value * scale, places), spread(fixed(low, places), fixed(high, places), t)
-    )
+    return Figure(fixed(interval.value * scale, places), spread(fixed(low, places), fixed(high, places), t))
 
 
 def has_interval(interval: Interval | None) -> bool:
@@ -90,12 +88,13 @@ def fixed(value: float, places: int) -> str:
 
 
 def significant(value: float | None, digits: int = BARE_DIGITS) -> str:
-    """A figure without an interval, in a few significant digits."""
+    """A figure without an interval, in a few significant digits; zeros at the end would claim more."""
     if value is None or not math.isfinite(value):
         return DASH
     if value == 0:
         return "0"
-    return fixed(value, digits - 1 - math.floor(math.log10(abs(value))))
+    text = fixed(value, digits - 1 - math.floor(math.log10(abs(value))))
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def exact(value: float) -> str:

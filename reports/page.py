@@ -1,6 +1,6 @@
 """Result document in, one self-contained HTML page out: no network, no script, nothing but the document read.
 
-    html = render(result, "ja")
+html = render(result, "ja")
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,11 @@ def render(result: Result, language: Literal["en", "ja"]) -> str:
     """The report page. Raises InputError for a language there are no texts for."""
     t = text.load(language)
     jinja = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     found = findings.distillation(result, t)
     return jinja.get_template("page.html.j2").render(
@@ -61,7 +65,11 @@ def summary_markdown(result: Result, language: Literal["en", "ja"]) -> str:
     head = [t("summary.candidate"), t("summary.verdict"), *(_column(row) for row in columns)]
     lines = ["**" + _plain(findings.verdict_sentence(result, t)) + "**", ""]
     if not result.adequacy.adequate:
-        lines = [f"> {_plain(t('adequacy.title'))} {_plain(t.code('adequacy_action', result.adequacy.action))}", "", *lines]
+        lines = [
+            f"> {_plain(t('adequacy.title'))} {_plain(t.code('adequacy_action', result.adequacy.action))}",
+            "",
+            *lines,
+        ]
     lines += [_line(head), _line(["---", "---"] + ["---:"] * len(columns))]
     for name in table.names:
         verdict = result.candidates[name].verdict
@@ -97,5 +105,6 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, Mapping):
             rows += _flat(value, f"{prefix}{key}.")
         else:
-            rows.append((f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)))
+            shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+            rows.append((f"{prefix}{key}", numbers.DASH if shown is None else str(shown)))
     return rows

@@ -17,8 +17,10 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from featkd.result import Candidate
+from featkd.result import Candidate, Interval
+from reports import numbers
 
 WIDTH = 390.0
 FONT = 11.0
@@ -62,7 +64,7 @@ class Style(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One line of a legend; `kind` is line, marker, band, bar (filled) or box (outlined)."""
+    """One line of a legend; `kind` is line, marker, ring, band, bar (filled) or box (outlined)."""
 
     label: str
     style: Style
@@ -134,19 +136,81 @@ def _draw_legend_line(figure: Figure, line: list[tuple[float, Entry]], y: float,
         if kind in ("band", "bar", "box"):
             face = {"band": BAND, "bar": style.colour, "box": "none"}[kind]
             box = Rectangle(
-                (x / WIDTH, (y - 1) / height), 24 / WIDTH, 9 / height, facecolor=face, edgecolor=style.colour,
-                linewidth=0 if kind == "band" else 1, transform=figure.transFigure,
-            )  # fmt: skip
+                (x / WIDTH, (y - 1) / height),
+                24 / WIDTH,
+                9 / height,
+                facecolor=face,
+                edgecolor=style.colour,
+                linewidth=0 if kind == "band" else 1,
+                transform=figure.transFigure,
+            )
             figure.add_artist(box)
         else:
             figure.add_artist(
                 Line2D(
-                    [x / WIDTH, (x + 12) / WIDTH, (x + 24) / WIDTH], [(y + 3.5) / height] * 3, color=style.colour,
-                    linestyle=style.dash if kind == "line" else "none", marker=style.marker or None, markevery=[1],
-                    markersize=5.5, linewidth=1.6, transform=figure.transFigure,
-                )  # fmt: skip
+                    [x / WIDTH, (x + 12) / WIDTH, (x + 24) / WIDTH],
+                    [(y + 3.5) / height] * 3,
+                    color=style.colour,
+                    linestyle=style.dash if kind == "line" else "none",
+                    marker=style.marker or None,
+                    markevery=[1],
+                    markersize=8 if kind == "ring" else 5.5,
+                    linewidth=1.6,
+                    mew=1.4 if kind == "ring" else None,
+                    fillstyle="none" if kind == "ring" else None,
+                    transform=figure.transFigure,
+                )
             )
         figure.text((x + 30) / WIDTH, y / height, label, size=10, va="baseline")
+
+
+def point(axes: Axes, interval: Interval, y: float, style: Style, scale: float) -> None:
+    """An estimate with its 95 % interval lying on row `y`."""
+    axes.errorbar(
+        interval.value * scale,
+        y,
+        xerr=error_lengths(interval, scale),
+        fmt=style.marker,
+        color=style.colour,
+        markersize=7,
+        linewidth=1.8,
+        capsize=3,
+    )
+
+
+def line(axes: Axes, points: list[tuple[float, float]], style: Style, every: int) -> None:
+    axes.plot(
+        *zip(*points, strict=True),
+        color=style.colour,
+        linestyle=style.dash,
+        marker=style.marker,
+        markevery=every,
+        markersize=5.5,
+        linewidth=1.6,
+    )
+
+
+def error_lengths(interval: Interval, scale: float) -> list[list[float]] | None:
+    """Lengths below and above for matplotlib; a bound on the wrong side of the value is drawn as no length."""
+    if not numbers.has_interval(interval):
+        return None
+    below, above = interval.value - interval.low, interval.high - interval.value
+    return [[max(below, 0) * scale], [max(above, 0) * scale]]
+
+
+def log_axis(axes: Axes) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def short_number(value: float, _: object = None) -> str:
+    """1,500,000 as 1.5M, for ticks."""
+    for size, sign in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{sign}".replace("-", "\N{MINUS SIGN}")
+    return f"{value:g}".replace("-", "\N{MINUS SIGN}")
 
 
 def to_svg(figure: Figure, name: str, label: str) -> Markup:

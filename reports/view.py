@@ -72,7 +72,9 @@ def comparison(result: Result, t: Text) -> Comparison:
     names = sorted(result.candidates, key=lambda name: result.candidates[name].arm != "teacher")
     notes: list[str] = []
 
-    def row(group: str, label: str, unit: str, read: Callable[[Candidate], Any], scale: float = 1, metric: str = "") -> Row:
+    def row(
+        group: str, label: str, unit: str, read: Callable[[Candidate], Any], scale: float = 1, metric: str = ""
+    ) -> Row:
         cells = {}
         for name in names:
             candidate = result.candidates[name]
@@ -87,9 +89,15 @@ def comparison(result: Result, t: Text) -> Comparison:
         rows += _task_rows(row, result, task, t)
     for task in dict.fromkeys(task for c in result.candidates.values() for task in c.fidelity.tasks):
         rows.append(
-            row("fidelity", t("rows.agreement", task=t.task(task)), t("units.percent"),
-                lambda c, task=task: _of(c.fidelity.tasks.get(task), "agreement"), 100, f"fidelity.{task}.agreement")
-        )  # fmt: skip
+            row(
+                "fidelity",
+                t("rows.agreement", task=t.task(task)),
+                t("units.percent"),
+                lambda c, task=task: _of(c.fidelity.tasks.get(task), "agreement"),
+                100,
+                f"fidelity.{task}.agreement",
+            )
+        )
     fixed = [
         ("latency", "ttft_ms", "ms", lambda c: c.latency.ttft_ms, 1, ""),
         ("latency", "ttft_speedup", "times", lambda c: c.latency.ttft_speedup, 1, "latency.ttft_speedup"),
@@ -120,7 +128,9 @@ def _task_rows(row: Callable[..., Row], result: Result, task: str, t: Text) -> l
     if any(_of(c.quality.tasks.get(task), "ratio") for c in result.candidates.values()):
         ratio_unit = t("units.share_of_teacher")
         rows.append(row("quality", t("rows.ratio"), ratio_unit, read("ratio"), 1, f"quality.{task}.ratio"))
-    rows.append(row("quality", t("rows.retained"), t("units.percent"), read("retained"), 100, f"quality.{task}.retained"))
+    rows.append(
+        row("quality", t("rows.retained"), t("units.percent"), read("retained"), 100, f"quality.{task}.retained")
+    )
     return rows
 
 
@@ -170,11 +180,13 @@ def gate_value(gate: GateOutcome, t: Text, observed: bool) -> Figure:
             infinite = gate.observed is not None and gate.metric == "roi.payback_months"
             return Figure(t("money.never") if infinite else numbers.DASH)
         shown = numbers.figure(gate.observed, t, 100 if share else 1)
-    else:
-        bound = gate.at_least if gate.at_least is not None else gate.at_most
-        key = "format.at_least" if gate.at_least is not None else "format.at_most"
-        shown = Figure(t(key, value=numbers.exact(bound * (100 if share else 1))))
-    return shown._replace(value=t(f"format.{gate_unit(gate.metric)}", value=shown.value))
+        return shown._replace(value=t(f"format.{gate_unit(gate.metric)}", value=shown.value))
+    bound = gate.at_least if gate.at_least is not None else gate.at_most
+    if bound is None:
+        return Figure(numbers.DASH)
+    key = "format.at_least" if gate.at_least is not None else "format.at_most"
+    shown = numbers.exact(bound * (100 if share else 1))
+    return Figure(t(key, value=t(f"format.{gate_unit(gate.metric)}", value=shown)))
 
 
 def gate_unit(metric: str) -> str:

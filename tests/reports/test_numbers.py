@@ -15,17 +15,19 @@ EN = text.load("en")
         (40.21, 39.0, 41.4, "40.2 (39.0–41.4)"),  # half-width 1.2: two digits of it are kept
         (40.21, 36.2, 44.2, "40 (36–44)"),  # half-width 4: one
         (12_345.6, 12_100, 12_600, "12,350 (12,100–12,600)"),
-        (1234.5, -800.0, 3200.0, "1,000 (−1,000 to 3,000)".replace("1,000 (−1,000", "1,200 (−800").replace("3,000", "3,200")),
-        (-0.0175, -0.0465, 0.0115, "−0.018 (−0.047 to 0.012)"),
+        (1234.5, -800.0, 3200.0, "1,200 (−800 to 3,200)"),
+        (-0.0177, -0.0463, 0.0113, "−0.018 (−0.046 to 0.011)"),
         (0.0, -0.4, 0.4, "0.0 (−0.4 to 0.4)"),
-        (2.0, 2.0, 2.0, "2.00 (2.00–2.00)"),
+        (2.0, 2.0, 2.0, "2 (2–2)"),
     ],
 )
 def test_digits_follow_the_interval(value, low, high, shown):
     assert str(numbers.figure(Interval(value=value, low=low, high=high), EN)) == shown
 
 
-@pytest.mark.parametrize(("half", "places"), [(1.0, 1), (3.54, 1), (3.56, 0), (9.9, 0), (35, 0), (36, -1), (0.001, 4), (0, None)])
+@pytest.mark.parametrize(
+    ("half", "places"), [(1.0, 1), (3.54, 1), (3.56, 0), (9.9, 0), (35, 0), (36, -1), (0.001, 4), (0, None)]
+)
 def test_particle_data_group_rule(half, places):
     assert numbers.supported_places(half) == places
 
@@ -47,7 +49,7 @@ def test_a_tiny_negative_is_not_minus_zero():
         (("never", "never", "never"), ("never", "never")),
         (("never", 14.2, "never"), ("never", "14 to never")),
         ((11.83, 11.1, 12.6), ("11.8", "11.1–12.6")),
-        ((11.83, 9.0, "never"), ("12", "9.0 to never")),
+        ((11.83, 9.0, "never"), ("12", "9 to never")),
         ((11.83, None, None), ("12", None)),
     ],
 )

@@ -1,0 +1,220 @@
+"""Realistic candidates of a result document."""
+
+import math
+import random
+
+from featkd.result import (
+    Agreement,
+    Candidate,
+    Comparison,
+    Decision,
+    Fidelity,
+    GateOutcome,
+    Guardrails,
+    Interval,
+    Latency,
+    Memory,
+    Parity,
+    Quality,
+    Roi,
+    Score,
+    Training,
+)
+
+PERPLEXITY = {"teacher": 31.42, "sft": 44.87, "logit-kd": 40.95, "feature-kd": 40.21}
+ACCURACY = {
+    "heldout_continuation": (0.25, {"teacher": 0.5125, "sft": 0.4275, "logit-kd": 0.465, "feature-kd": 0.4725}),
+    "heldout_routing": (0.1, {"teacher": 0.7825, "sft": 0.665, "logit-kd": 0.7475, "feature-kd": 0.73}),
+}
+TTFT_MS = {"teacher": 18.37, "sft": 6.21, "logit-kd": 6.24, "feature-kd": 6.19}
+DECODE = {"teacher": 131.6, "sft": 402.3, "logit-kd": 399.8, "feature-kd": 403.1}
+VERDICTS = {"sft": "no-go", "logit-kd": "inconclusive", "feature-kd": "go"}
+
+
+def candidate(arm: str, size: str = "s", precision: str = "fp32", shrink: float = 1.0) -> Candidate:
+    teacher = arm == "teacher"
+    rng = random.Random(f"{arm}{size}{precision}")
+    quality = {"heldout_perplexity": perplexity(PERPLEXITY[arm] / shrink)}
+    for task, (chance, values) in ACCURACY.items():
+        quality[task] = accuracy(chance + (values[arm] - chance) * shrink, chance, values["teacher"], teacher)
+    fidelity = {
+        task: Agreement(examples=400, agreement=share(0.78 * shrink, 400), correct_to_wrong=0.12, wrong_to_correct=0.07)
+        for task in ACCURACY
+    }
+    speed = DECODE[arm] / shrink**2
+    first = TTFT_MS[arm] * shrink
+    tokens = 4_000_000
+    return Candidate(
+        arm=arm,
+        size=None if teacher else size,
+        seed=None if teacher else 0,
+        precision=precision,
+        artefact=digest(arm + size + precision),
+        training=Training(
+            seconds=231.4 if teacher else 57.1,
+            tokens=12_000_000 if teacher else tokens,
+            steps=976,
+            parameters=11_412_480,
+            weights_sha256=digest("weights" + arm + size),
+            curve=curve(arm, tokens, shrink),
+        ),
+        parity=Parity(passed=True, max_abs_difference=2.1e-5, tolerance=1e-4, argmax_agreement=1.0, tokens=512),
+        quality=Quality(tasks=quality),
+        fidelity=Fidelity(why="baseline") if teacher else Fidelity(tasks=fidelity),
+        guardrails=Guardrails(why="guardrails-not-built"),
+        latency=Latency(
+            provider="CPUExecutionProvider",
+            ttft_ms=around(first, 0.05 * first),
+            decode_tokens_per_s=around(speed, 0.03 * speed),
+            prefill_tokens_per_s=around(speed * 20, speed),
+            generations=30,
+            ttft_speedup=None if teacher else around(TTFT_MS["teacher"] / first, 0.12),
+            decode_speedup=None if teacher else around(speed / DECODE["teacher"], 0.09),
+            ttft_ms_quantiles={"p50": first, "p90": first * 1.2},
+            raw_ttft_ms=[first * rng.lognormvariate(0, 0.06) for _ in range(30)],
+            raw_decode_tokens_per_s=[speed * rng.lognormvariate(0, 0.03) for _ in range(30)],
+        ),
+        memory=Memory(
+            peak_rss_bytes=around((412 if teacher else 266) * 1e6 * shrink, 3.1e6),
+            file_bytes=int((61.2e6 if teacher else 22.8e6) * shrink),
+            rss_above_import_bytes=around((241 if teacher else 95) * 1e6 * shrink, 3.1e6),
+            rss_ratio=None if teacher else around(0.646 * shrink, 0.009),
+        ),
+        roi=money(speed, teacher),
+        verdict=Decision(why="baseline") if teacher else decision(arm),
+    )
+
+
+def money(tokens_per_s: float, teacher: bool) -> Roi:
+    per_million = 1.2 / (tokens_per_s * 3600 * 0.4) * 1e6
+    cost = per_million * 200
+    saving = 1.2 / (DECODE["teacher"] * 3600 * 0.4) * 1e6 * 200 - cost
+    if teacher:
+        return Roi(
+            usd_per_million_output_tokens=around(per_million, 0.2), machines=3, monthly_cost_usd=around(cost, 41.0)
+        )
+    months = 10_068.5 / saving if saving > 0 else "never"
+    return Roi(
+        usd_per_million_output_tokens=around(per_million, 0.06),
+        machines=1,
+        monthly_cost_usd=around(cost, 12.0),
+        monthly_saving_usd=around(saving, 43.0),
+        one_off_usd=10_068.5,
+        payback_months=months,
+        payback_months_low=months if months == "never" else months * 0.94,
+        payback_months_high=months if months == "never" else months * 1.07,
+        npv_usd=saving * 22 - 10_068.5,
+        cash_flow_usd=[-10_068.5 + saving * month for month in range(37)],
+    )
+
+
+def decision(arm: str) -> Decision:
+    low = {"sft": "fail", "logit-kd": "inconclusive", "feature-kd": "pass"}[arm]
+    kept = {"sft": 0.68, "logit-kd": 0.82, "feature-kd": 0.85}[arm]
+    return Decision(
+        verdict=VERDICTS[arm],
+        why="gates",
+        gates=[
+            GateOutcome(
+                metric="quality.heldout_continuation.retained",
+                at_least=0.75,
+                severity="block",
+                observed=around(kept, 0.09),
+                outcome=low,
+            ),
+            GateOutcome(
+                metric="quality.heldout_perplexity.ratio",
+                at_most=1.35,
+                severity="block",
+                observed=around(1.28, 0.02),
+                outcome="pass",
+            ),
+            GateOutcome(
+                metric="latency.decode_speedup",
+                at_least=2,
+                severity="block",
+                observed=around(3.06, 0.09),
+                outcome="pass",
+            ),
+            GateOutcome(
+                metric="memory.rss_ratio", at_most=0.7, severity="warn", observed=around(0.646, 0.009), outcome="pass"
+            ),
+            GateOutcome(
+                metric="roi.payback_months",
+                at_most=18,
+                severity="block",
+                observed=None,
+                outcome="missing" if arm == "sft" else "pass",
+            ),
+        ],
+    )
+
+
+def empty(trained: Candidate, why: str, training: bool = True) -> Candidate:
+    return trained.model_copy(
+        update={
+            "training": trained.training if training else None,
+            "artefact": None,
+            "parity": None,
+            "quality": Quality(why=why),
+            "fidelity": Fidelity(why=why),
+            "latency": Latency(why=why),
+            "memory": Memory(why=why),
+            "roi": Roi(why=why),
+            "verdict": Decision(verdict="no-go" if why == "parity-failed" else None, why=why),
+        }
+    )
+
+
+def accuracy(value: float, chance: float, teacher: float, baseline: bool) -> Score:
+    kept = (value - chance) / (teacher - chance)
+    return Score(
+        metric="acc",
+        higher_is_better=True,
+        estimate=share(value, 400),
+        examples=400,
+        chance=chance,
+        difference=None if baseline else around(value - teacher, 0.038),
+        retained=None if baseline else around(kept, 0.09),
+    )
+
+
+def perplexity(value: float) -> Score:
+    baseline = value == PERPLEXITY["teacher"]
+    ratio = value / PERPLEXITY["teacher"]
+    unigram = 812.0
+    kept = math.log(unigram / value) / math.log(unigram / PERPLEXITY["teacher"])
+    return Score(
+        metric="word_perplexity",
+        higher_is_better=False,
+        estimate=around(value, 0.03 * value),
+        examples=400,
+        chance=unigram,
+        ratio=None if baseline else around(ratio, 0.02),
+        retained=None if baseline else around(kept, 0.006),
+    )
+
+
+def curve(arm: str, tokens: int, shrink: float) -> list[dict[str, float]]:
+    floor = math.log(PERPLEXITY[arm] / shrink) - 0.3
+    return [
+        {"tokens": tokens * step / 20, "validation_loss": floor + 5.2 * math.exp(-4.2 * step / 20)}
+        for step in range(1, 21)
+    ]
+
+
+def paired(task: str, a: str, b: str, seed: int) -> Comparison:
+    centre = random.Random(f"{task}{a}{seed}").uniform(-0.03, 0.07)
+    return Comparison(task=task, a=a, b=b, kind="difference", estimate=around(centre, 0.03))
+
+
+def share(value: float, examples: int) -> Interval:
+    return around(value, 1.96 * math.sqrt(value * (1 - value) / examples))
+
+
+def around(value: float, half: float) -> Interval:
+    return Interval(value=value, low=value - half, high=value + half)
+
+
+def digest(text: str) -> str:
+    return f"{random.Random(text).getrandbits(256):064x}"
