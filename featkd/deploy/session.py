@@ -19,6 +19,7 @@ import numpy as np
 from featkd.errors import InputError, RunError
 
 FILE = "model.onnx"
+Cache = list[np.ndarray]
 PAST, PRESENT = "input.", "output."
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -69,15 +70,37 @@ class OnnxModel:
             keep: logits of the last `keep` positions only, which spares the head's work on the others.
 
         Returns float32 [batch, keep or n, vocab]. Rows under padding hold no meaning.
-        Raises InputError when n is above the model's positions.
+        Raises InputError when a text is longer than the model's positions.
         """
+        return self._run(["logits"], input_ids, attention_mask, keep, None)[0]
+
+    def extend(
+        self, input_ids: np.ndarray, attention_mask: np.ndarray, keep: int | None = None, past: Cache | None = None
+    ) -> tuple[np.ndarray, Cache]:
+        """The same from a past, for texts that share a beginning.
+
+        Args:
+            input_ids: [batch, n] new tokens.
+            attention_mask: [batch, past + n].
+            past: what an earlier call returned, its rows picked as wanted; None for an empty past.
+
+        Returns (logits as above, cache: one array [batch, heads, past + n, width] per layer and kind).
+        """
+        logits, *present = self._run(["logits", *self._present], input_ids, attention_mask, keep, past)
+        return logits, present
+
+    def _run(
+        self, outputs: list[str], input_ids: np.ndarray, mask: np.ndarray, keep: int | None, past: Cache | None
+    ) -> list[np.ndarray]:
         batch, n = input_ids.shape
-        self._check_length(n)
-        feed = self._feed(input_ids, attention_mask, _positions(attention_mask), n if keep is None else keep)
-        feed.update((name, self._empty(name, batch)) for name in self._past)
+        self._check_length(int(mask.sum(axis=1).max()))  # padding takes no position
+        feed = self._feed(input_ids, mask, _positions(mask)[:, -n:], n if keep is None else keep)
+        if past is None:
+            past = [self._empty(name, batch) for name in self._past]
+        feed.update(zip(self._past, past, strict=True))
         with _one_line_errors():
-            logits = self.session.run(["logits"], feed)[0]
-        return logits.astype(np.float32, copy=False)
+            logits, *rest = self.session.run(outputs, feed)
+        return [logits.astype(np.float32, copy=False), *rest]
 
     def generate(self, prompt_ids: list[int], new_tokens: int) -> tuple[list[int], float, float]:
         """Greedy continuation of one prompt; the end token is ignored, so every model does the same work.
@@ -86,24 +109,30 @@ class OnnxModel:
         tokenised, and seconds for the other new_tokens - 1.
         Raises InputError when prompt and new tokens do not fit into the model's positions.
         """
+        start = time.perf_counter()
+        stream = self.stream(prompt_ids, new_tokens)
+        tokens = [next(stream)]
+        first = time.perf_counter()
+        tokens.extend(stream)
+        return tokens, first - start, time.perf_counter() - first
+
+    def stream(self, prompt_ids: list[int], new_tokens: int) -> Iterator[int]:
+        """The tokens of `generate`, one by one as they are made; leave the loop to stop early. Raises as it does."""
         if not prompt_ids or new_tokens < 1:
             raise InputError("generate needs a prompt of at least one token and new_tokens of at least 1")
         self._check_length(len(prompt_ids) + new_tokens - 1)
-        start = time.perf_counter()
         mask = np.ones((1, len(prompt_ids) + new_tokens), np.int64)
         ids = np.array([prompt_ids], np.int64)
         past = [self._on_device(self._empty(name, 1)) for name in self._past]
-        seen, tokens, first = 0, [], start
+        seen = 0
         for _ in range(new_tokens):
             n = ids.shape[1]
             positions = np.arange(seen, seen + n, dtype=np.int64)[None]
             seen += n
             logits, past = self._step(self._feed(ids, mask[:, :seen], positions, keep=1), past)
-            tokens.append(int(logits[0, -1].argmax()))
-            ids = np.array([[tokens[-1]]], np.int64)
-            if len(tokens) == 1:
-                first = time.perf_counter()
-        return tokens, first - start, time.perf_counter() - first
+            token = int(logits[0, -1].argmax())
+            ids = np.array([[token]], np.int64)
+            yield token
 
     def step_logits(self, prompt_ids: list[int]) -> np.ndarray:
         """Logits of one sequence fed token by token through the KV cache: [n, vocab]. For the parity check."""

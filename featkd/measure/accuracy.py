@@ -1,0 +1,225 @@
+"""Accuracy of an exported model on lm-eval tasks, with the evidence of every example kept.
+
+out/samples.parquet  one row per task and example: what statistics.py and fidelity.py read
+out/accuracy.json    {task: {metric, higher_is_better, value, examples, n_choices}}
+"""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from featkd.errors import InputError, RunError
+
+ROLLING = "word_perplexity"
+PREFERRED = ("acc", "acc_norm", "exact_match", "f1", "bleu", "rouge1")
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+
+
+def check_tasks(names: list[str], include: list[Path]) -> None:
+    """Are these lm-eval tasks? `include`: folders of task YAML files, looked at first.
+
+    Raises InputError that names the unknown ones. Takes seconds only when a name is not found in `include`.
+    """
+    _manager(names, include)
+
+
+def evaluate(
+    onnx_dir: Path,
+    names: list[str],
+    include: list[Path],
+    limit: int | None,
+    batch_size: int,
+    threads: int,
+    device: Literal["cpu", "cuda"],
+    out: Path,
+) -> dict[str, dict[str, Any]]:
+    """Run lm-eval tasks on an exported model; write samples.parquet and accuracy.json into `out`.
+
+    Args:
+        onnx_dir: a folder that featkd.deploy.export filled, tokenizer included.
+        names: lm-eval tasks; include: folders with task YAML files.
+        limit: examples per task, None for all. batch_size: sequences per forward pass.
+
+    Returns {task: {metric, higher_is_better, value, examples, n_choices}}; `value` is recomputed from the samples:
+    their mean, or exp(-nats per word) for perplexities; n_choices is 0 where there are none.
+    A group (mmlu) gives one entry per member task.
+    Raises InputError (unknown task, or one that needs a download while offline) and RunError.
+    """
+    import pandas
+    from lm_eval import simple_evaluate
+    from transformers import AutoTokenizer
+
+    from featkd.deploy.session import OnnxModel
+    from featkd.measure.onnx_lm import OnnxLM
+
+    with _quiet():
+        manager = _manager(names, include)
+        tokenizer = AutoTokenizer.from_pretrained(onnx_dir, local_files_only=True)
+        model = OnnxLM(OnnxModel(onnx_dir, threads, device), tokenizer, batch_size)
+        try:
+            found = simple_evaluate(
+                model=model,
+                tasks=list(names),
+                limit=limit,
+                bootstrap_iters=0,
+                log_samples=True,
+                task_manager=manager,
+            )
+        except (InputError, RunError):
+            raise
+        except Exception as error:
+            raise _explained(error, names) from error
+    rows, summary = [], {}
+    for task, samples in found["samples"].items():
+        config = found["configs"][task]
+        metric = _primary(config, samples)
+        mine = [_row(task, metric, config, sample) for sample in samples if metric in sample["metrics"]]
+        rows += mine
+        summary[task] = _summary(metric, bool(found["higher_is_better"][task].get(metric, True)), mine)
+    out.mkdir(parents=True, exist_ok=True)
+    pandas.DataFrame(rows).to_parquet(out / "samples.parquet", index=False)
+    (out / "accuracy.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    return summary
+
+
+def _manager(names: list[str], include: list[Path]) -> Any:
+    """The lm-eval TaskManager that knows all names. The one with lm-eval's own tasks takes about 10 s to build."""
+    with _quiet():
+        from lm_eval.tasks import TaskManager
+
+        folders = [str(folder) for folder in include]
+        manager = TaskManager(include_path=folders, include_defaults=False)
+        if all(name in manager.all_tasks for name in names):
+            return manager
+        manager = TaskManager(include_path=folders)
+    unknown = [name for name in names if name not in manager.all_tasks]
+    if unknown:
+        where = f" or a task in {', '.join(folders)}" if folders else ""
+        near = _near(unknown[0], manager.all_tasks)
+        raise InputError(
+            f"quality.tasks: unknown task {', '.join(unknown)}; write the name of an lm-eval task{where}"
+            + (f", e.g. {near}" if near else " (`lm-eval ls tasks` lists them)")
+        )
+    return manager
+
+
+def _near(name: str, known: list[str]) -> str:
+    import difflib
+
+    return ", ".join(difflib.get_close_matches(name, known, n=3))
+
+
+def _primary(config: dict[str, Any], samples: list[dict[str, Any]]) -> str:
+    """The metric that stands for the task: its first where it lists acc_mutual_info, else by preference."""
+    listed = [entry["metric"] for entry in config.get("metric_list") or [] if isinstance(entry.get("metric"), str)]
+    there = [name for name in samples[0]["metrics"]] if samples else listed
+    if config.get("output_type") == "loglikelihood_rolling" and ROLLING in there:
+        return ROLLING
+    order = listed if "acc_mutual_info" in listed else [*PREFERRED, *listed]
+    return next((name for name in order if name in there), there[0])
+
+
+def _row(task: str, metric: str, config: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
+    row = {"task": task, "doc_id": int(sample["doc_id"]), "metric": metric, "weight": 1.0, "bytes": 0, "choice": -1,
+           "gold": -1, "n_choices": 0, "choice_logprobs": []}  # fmt: skip
+    value = sample[metric]
+    if config.get("output_type") == "loglikelihood_rolling" and isinstance(value, tuple | list):
+        nats, weight = value
+        sizes = sample.get("byte_perplexity") or sample.get("bits_per_byte") or (nats, 0)
+        return {**row, "score": float(nats), "weight": float(weight), "bytes": int(sizes[1])}
+    if config.get("output_type") == "multiple_choice":
+        row.update(_choice(metric, config, sample))
+    return {**row, "score": _number(value, task, metric)}
+
+
+def _choice(metric: str, config: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
+    """The answer taken under the task's metric, the right one, and the log-probability of each, nats."""
+    logprobs = [float(response[0]) for response in sample["filtered_resps"]]
+    answers = [argument[1] for argument in sample["arguments"]]
+    listed = [entry.get("metric") for entry in config.get("metric_list") or []]
+    if "acc_mutual_info" in listed and len(logprobs) % 2 == 0:
+        half = len(logprobs) // 2
+        free, logprobs, answers = logprobs[half:], logprobs[:half], answers[:half]
+        if metric == "acc_mutual_info":
+            logprobs = [given - alone for given, alone in zip(logprobs, free, strict=True)]
+    judged = np.array(logprobs)
+    if metric in ("acc_norm", "acc_bytes"):
+        delimiter = len(config.get("target_delimiter") or "")
+        texts = [answer[delimiter:] for answer in answers]
+        judged = judged / [max(1, len(text if metric == "acc_norm" else text.encode())) for text in texts]
+    gold = sample["target"]
+    if isinstance(gold, str):
+        stripped = [answer.strip() for answer in answers]
+        gold = int(gold) if gold.isdigit() else stripped.index(gold.strip()) if gold.strip() in stripped else -1
+    elif isinstance(gold, list):
+        gold = gold[0] if gold and isinstance(gold[0], int) else -1
+    return {"choice": int(judged.argmax()), "gold": int(gold), "n_choices": len(logprobs), "choice_logprobs": logprobs}
+
+
+def _number(value: Any, task: str, metric: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"quality.tasks: {task} has no figure per example (its {metric} is over the whole corpus): choose another"
+        ) from None
+
+
+def _summary(metric: str, higher_is_better: bool, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    scores, weights = np.array([row["score"] for row in rows]), np.array([row["weight"] for row in rows])
+    if metric == ROLLING:
+        value, higher_is_better = math.exp(min(-scores.sum() / max(weights.sum(), 1), 700)), False
+    else:
+        value = float(scores.mean())
+    return {
+        "metric": metric,
+        "higher_is_better": higher_is_better,
+        "value": value,
+        "examples": len(rows),
+        "n_choices": max((row["n_choices"] for row in rows), default=0),
+    }
+
+
+def _explained(error: Exception, names: list[str]) -> Exception:
+    causes, cause = [], error
+    while cause is not None:
+        causes.append(f"{type(cause).__name__}: {cause}")
+        cause = cause.__cause__ or cause.__context__
+    text = " ".join(" | ".join(causes).split())
+    if any(word in text for word in ("Offline", "offline", "ConnectionError", "LocalEntryNotFound", "Couldn't reach")):
+        return InputError(
+            f"quality.tasks: {', '.join(names)}: a task needs data that is not on this machine, and featkd is offline; "
+            "download it first, or set HF_HUB_OFFLINE=0 and HF_DATASETS_OFFLINE=0"
+        )
+    return RunError(f"lm-eval failed on {', '.join(names)}: {causes[0].splitlines()[0][:300]}")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Offline unless the environment says otherwise, and no logs, warnings or bars of lm-eval and its parts.
+
+    The hub's libraries read these variables when they are imported: call before that, or they stay as they were.
+    """
+    for name, value in OFFLINE.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    import datasets
+
+    disabled = logging.root.manager.disable
+    datasets.disable_progress_bars()
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), open(os.devnull, "w") as nothing, contextlib.redirect_stderr(nothing):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

@@ -1,0 +1,193 @@
+"""lm-eval's model interface over featkd.deploy.session.OnnxModel.
+
+Tokenises as lm-eval's HFLM and agrees with it on the same weights. Faster where requests repeat themselves: the
+answers of a multiple-choice question share its text, which goes through the model once; and the output head and
+the softmax see continuation positions only.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from lm_eval import utils
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import (
+    _add_special_kwargs,
+    handle_stop_sequences,
+    has_bos_prefix,
+    normalize_gen_kwargs,
+    postprocess_generated_text,
+    resolve_max_length,
+)
+
+from featkd.deploy.session import OnnxModel
+from featkd.errors import InputError
+
+DEFAULT_MAX_LENGTH = 2048  # as HFLM
+MAX_NEW_TOKENS = 256  # as HFLM
+Scored = tuple[float, bool]
+Request = tuple[Any, list[int], list[int]]
+
+
+class OnnxLM(TemplateLM):
+    """An exported model for `lm_eval.simple_evaluate(model=OnnxLM(...))`.
+
+    Args:
+        model: an open OnnxModel.
+        tokenizer: its tokenizer (transformers), with an end or begin token.
+        batch_size: sequences per forward pass.
+    Raises InputError when the tokenizer has neither token.
+    """
+
+    def __init__(self, model: OnnxModel, tokenizer: Any, batch_size: int):
+        super().__init__()
+        from transformers import PretrainedConfig
+
+        if tokenizer.eos_token_id is None and tokenizer.bos_token_id is None:
+            raise InputError("the tokenizer has neither an end nor a begin token: set eos_token in tokenizer_config.json")
+        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
+        config = PretrainedConfig.from_dict(model.config)
+        self.max_length = resolve_max_length(config, tokenizer, default=DEFAULT_MAX_LENGTH)
+        self.tokens_run = 0  # tokens that went through the model
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.tokenizer.eos_token_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        return self.tokenizer.eos_token_id if self.tokenizer.bos_token_id is None else self.tokenizer.bos_token_id
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self.tokenizer.name_or_path.replace("/", "__")
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """Token ids [n] of a text, with the tokenizer's own special tokens unless the text begins with one."""
+        special = _add_special_kwargs(add_special_tokens, None)
+        if add_special_tokens is None and has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id)):
+            special = {"add_special_tokens": False}
+        return self.tokenizer.encode(string, **special)
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of whole texts in nats, in disjoint windows of the model's length: [requests]."""
+        windows, owners = [], []
+        for owner, request in enumerate(requests):
+            (text,) = request.args
+            rolling = utils.get_rolling_token_windows(
+                self.tok_encode(text), prefix_token=self.prefix_token_id, max_seq_len=self.max_length, context_len=1
+            )
+            for context, continuation in map(utils.make_disjoint_window, rolling):
+                windows.append((None, context, continuation))
+                owners.append(owner)
+        totals = [0.0] * len(requests)
+        for owner, (loglikelihood, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
+            totals[owner] += loglikelihood
+        return totals
+
+    def _loglikelihood_tokens(self, requests: list[Request], **kwargs: Any) -> list[Scored]:
+        """(log-likelihood in nats, whether every token is the greedy one) of each continuation after its context."""
+        results: list[Scored] = [(0.0, False)] * len(requests)
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for index, (_, context, continuation) in enumerate(requests):
+            if not continuation:
+                raise InputError("quality.tasks: an answer has no tokens of its own after its question")
+            groups[tuple(context)].append(index)
+        shared, single = [], []
+        for context, members in groups.items():
+            longest = max(len(requests[index][2]) for index in members)
+            several = len(members) > 1 and len(context) + longest - 1 <= self.max_length
+            (shared.append(members) if several else single.extend(members))
+        self._score_single(requests, single, results)
+        self._score_shared(requests, shared, results)
+        return results
+
+    def _score_single(self, requests: list[Request], single: list[int], results: list[Scored]) -> None:
+        inputs = {}
+        for index in single:
+            _, context, continuation = requests[index]
+            inputs[index] = (context + continuation)[-(self.max_length + 1) :][:-1]
+        for batch in _batches(sorted(single, key=lambda index: -len(inputs[index])), self.batch_size):
+            keep = max(len(requests[index][2]) for index in batch)
+            ids, mask = _left_pad([inputs[index] for index in batch])
+            logits = self.model.logits(ids, mask, keep=min(keep, ids.shape[1]))
+            self.tokens_run += ids.size
+            for row, index in zip(logits, batch, strict=True):
+                continuation = requests[index][2]
+                results[index] = _score(row[-len(continuation) :], continuation)
+
+    def _score_shared(self, requests: list[Request], groups: list[list[int]], results: list[Scored]) -> None:
+        """Each context once; then the continuations from its cache, all but their last token."""
+        groups = sorted(groups, key=lambda members: -len(requests[members[0]][1]))
+        for batch in _batches(groups, self.batch_size):
+            ids, mask = _left_pad([requests[members[0]][1] for members in batch])
+            first, past = self.model.extend(ids, mask, keep=1)
+            self.tokens_run += ids.size
+            todo = []
+            for row, members in enumerate(batch):
+                for index in members:
+                    continuation = requests[index][2]
+                    results[index] = _score(first[row], continuation[:1])
+                    if len(continuation) > 1:
+                        todo.append((row, index))
+            for part in _batches(sorted(todo, key=lambda item: -len(requests[item[1]][2])), self.batch_size):
+                rows = [row for row, _ in part]
+                rest_ids, rest_mask = _right_pad([requests[index][2][:-1] for _, index in part])
+                whole_mask = np.concatenate([mask[rows], rest_mask], axis=1)
+                logits, _ = self.model.extend(rest_ids, whole_mask, past=[array[rows] for array in past])
+                self.tokens_run += rest_ids.size
+                for scores, (_, index) in zip(logits, part, strict=True):
+                    continuation = requests[index][2][1:]
+                    more, greedy = _score(scores[: len(continuation)], continuation)
+                    results[index] = (results[index][0] + more, results[index][1] and greedy)
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Greedy continuations up to a stop string, one request at a time. Raises InputError for sampling."""
+        return [self._generate(*request.args) for request in requests]
+
+    def _generate(self, context: str, gen_kwargs: dict[str, Any]) -> str:
+        kwargs = normalize_gen_kwargs(gen_kwargs, MAX_NEW_TOKENS)
+        if kwargs.get("do_sample"):
+            raise InputError("quality.tasks: the task samples (do_sample: true); only greedy generation is measured")
+        stops = handle_stop_sequences(kwargs["until"], eos=self.tokenizer.decode(self.eot_token_id))
+        new_tokens = min(kwargs["max_gen_toks"], max(1, self.max_length // 2))
+        prompt = self.tok_encode(context)[-(self.max_length - new_tokens) :]
+        tokens: list[int] = []
+        for token in self.model.stream(prompt, new_tokens):
+            if token == self.eot_token_id:
+                break
+            tokens.append(token)
+            text = self.tokenizer.decode(tokens[-32:])
+            if any(stop and stop in text for stop in stops):
+                break
+        self.tokens_run += len(prompt) + len(tokens)
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return postprocess_generated_text(text, stop=stops, think_end_token=None)
+
+
+def _score(logits: np.ndarray, continuation: list[int]) -> Scored:
+    """[k, vocab] logits and k tokens: their summed log-probability, and whether each is the largest."""
+    top = logits.max(axis=-1, keepdims=True)
+    log_total = np.log(np.exp(logits - top).sum(axis=-1, dtype=np.float64)) + top[:, 0]
+    chosen = logits[np.arange(len(continuation)), continuation]
+    return float((chosen - log_total).sum()), bool((logits.argmax(axis=-1) == continuation).all())
+
+
+def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _left_pad(texts: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    ids, mask = _right_pad([text[::-1] for text in texts])
+    return ids[:, ::-1], mask[:, ::-1]
+
+
+def _right_pad(texts: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids and mask, both [texts, longest]."""
+    ids = np.zeros((len(texts), max(map(len, texts))), np.int64)
+    mask = np.zeros_like(ids)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)] = text
+        mask[row, : len(text)] = 1
+    return ids, mask
