@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import numpy as np
 
@@ -54,13 +55,15 @@ def evaluate(
     Raises InputError (unknown task, or one that needs a download while offline) and RunError.
     """
     import pandas
-    from lm_eval import simple_evaluate
-    from transformers import AutoTokenizer
 
     from featkd.deploy.session import OnnxModel
-    from featkd.measure.onnx_lm import OnnxLM
 
     with _quiet():
+        from lm_eval import simple_evaluate
+        from transformers import AutoTokenizer
+
+        from featkd.measure.onnx_lm import OnnxLM
+
         manager = _manager(names, include)
         tokenizer = AutoTokenizer.from_pretrained(onnx_dir, local_files_only=True)
         model = OnnxLM(OnnxModel(onnx_dir, threads, device), tokenizer, batch_size)
@@ -218,7 +221,13 @@ def _quiet() -> Iterator[None]:
     datasets.disable_progress_bars()
     logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings(), open(os.devnull, "w") as nothing, contextlib.redirect_stderr(nothing):
+        with (
+            warnings.catch_warnings(),
+            open(os.devnull, "w") as nothing,
+            contextlib.redirect_stderr(nothing),
+            # lm-eval asks git for the working folder's commit; outside a repository git complains on the terminal
+            mock.patch("lm_eval.evaluator.get_git_commit_hash", return_value=None),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -1,0 +1,188 @@
+"""Latency and memory of exported models, each in a fresh process, candidates interleaved in rounds.
+
+`python -m featkd.measure.latency JOB.json` is the process; featkd.child starts it and ends it with its parent.
+Time to first token: from the call, prompt already tokenised, to the first token. Decode rate: the other tokens
+over their time, batch 1, greedy, the end token ignored, so that every model does the same work.
+"""
+
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featkd.child import run_child, serve
+
+if TYPE_CHECKING:  # pydantic stays out of the measured process
+    from featkd import result, spec
+
+Raw = dict[str, Any]
+RESAMPLES = 2000
+SEED = 0
+
+
+def measure(
+    folders: dict[str, Path],
+    latency: "spec.Latency",
+    prompt: list[int],
+    threads: int,
+    device: str,
+    on_round: Callable[[str, int], None] = lambda name, number: None,
+) -> dict[str, Raw]:
+    """Time each folder in `latency.rounds` fresh processes; the order rotates, so that drift hits all alike.
+
+    Args:
+        folders: candidate name to ONNX folder.
+        prompt: at least `latency.prompt_tokens` token ids; cut to that.
+        threads: CPU threads. device: cpu or cuda.
+        on_round: called with (name, round) before each process.
+
+    Returns {name: {provider, threads, prompt_tokens, new_tokens, file_bytes, rounds: [{ttft_ms: [repeats],
+    decode_tokens_per_s: [repeats], load_s, import_rss_bytes, peak_rss_bytes}]}}, plain JSON values.
+    Raises InputError (the prompt is too short or too long) and RunError (a process died).
+    """
+    from featkd.errors import InputError
+
+    if len(prompt) < latency.prompt_tokens:
+        raise InputError(f"latency.prompt_tokens: {latency.prompt_tokens} is above the {len(prompt)} tokens of the probe")
+    names = list(folders)
+    rounds: dict[str, list[Raw]] = {name: [] for name in names}
+    for number in range(latency.rounds):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            on_round(name, number)
+            job = {
+                "folder": str(folders[name]),
+                "prompt": [int(token) for token in prompt[: latency.prompt_tokens]],
+                "new_tokens": latency.new_tokens,
+                "warmup": latency.warmup,
+                "repeats": latency.repeats,
+                "threads": threads,
+                "device": device,
+            }
+            with tempfile.TemporaryDirectory() as workdir:
+                rounds[name].append(run_child("featkd.measure.latency", job, Path(workdir)))
+    return {
+        name: {
+            "provider": done[0]["provider"],
+            "threads": threads,
+            "prompt_tokens": latency.prompt_tokens,
+            "new_tokens": latency.new_tokens,
+            "file_bytes": sum(file.stat().st_size for file in Path(folders[name]).glob("*.onnx*")),
+            "rounds": done,
+        }
+        for name, done in rounds.items()
+    }
+
+
+def summarise(raw: Raw, teacher_raw: Raw | None) -> tuple["result.Latency", "result.Memory"]:
+    """Medians and ratios to the teacher with 95 % bootstrap intervals, from `measure`'s raw values.
+
+    Rounds are resampled first (the same ones for candidate and teacher), then generations within each: what drifts
+    between rounds widens the interval. Without `teacher_raw` there are no ratios; of a model to itself they are 1.
+    """
+    import numpy as np
+
+    from featkd.result import Latency, Memory
+
+    ttft, rate = _table(raw, "ttft_ms"), _table(raw, "decode_tokens_per_s")
+    peak = _table(raw, "peak_rss_bytes")
+    above = peak - _table(raw, "import_rss_bytes")
+    base = teacher_raw
+    latency = Latency(
+        provider=raw["provider"],
+        ttft_ms=_interval(ttft),
+        decode_tokens_per_s=_interval(rate),
+        prefill_tokens_per_s=_interval(1e3 * raw["prompt_tokens"] / ttft),
+        ttft_speedup=_interval(_table(base, "ttft_ms"), ttft) if base else None,
+        decode_speedup=_interval(rate, _table(base, "decode_tokens_per_s")) if base else None,
+        generations=ttft.size,
+        ttft_ms_quantiles={"p50": float(np.quantile(ttft, 0.5)), "p90": float(np.quantile(ttft, 0.9))},
+        raw_ttft_ms=[float(value) for value in ttft.ravel()],
+        raw_decode_tokens_per_s=[float(value) for value in rate.ravel()],
+    )
+    memory = Memory(
+        peak_rss_bytes=_interval(peak),
+        rss_above_import_bytes=_interval(above),
+        rss_ratio=_interval(peak, _table(base, "peak_rss_bytes")) if base else None,
+        file_bytes=raw["file_bytes"],
+    )
+    return latency, memory
+
+
+def _table(raw: Raw, key: str) -> Any:
+    """[rounds, values per round]"""
+    import numpy as np
+
+    return np.array([np.atleast_1d(done[key]) for done in raw["rounds"]], np.float64)
+
+
+def _interval(table: Any, over: Any = None) -> "result.Interval":
+    """Median of `table` [rounds, values], divided by the median of `over` if given."""
+    import numpy as np
+
+    from featkd.result import Interval
+
+    if over is not None and np.array_equal(table, over):
+        return Interval(value=1.0, low=1.0, high=1.0)
+    rng = np.random.default_rng(SEED)
+    shared = min(len(table), len(over)) if over is not None else len(table)
+    picked = rng.integers(0, shared, (RESAMPLES, shared))
+
+    def medians(values: Any) -> Any:
+        within = rng.integers(0, values.shape[1], (RESAMPLES, shared, values.shape[1]))
+        return np.median(values[picked[:, :, None], within].reshape(RESAMPLES, -1), axis=1)
+
+    value, drawn = np.median(table), medians(table)
+    if over is not None:
+        value, drawn = value / np.median(over), drawn / medians(over)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Interval(value=float(value), low=float(low), high=float(high))
+
+
+def _child(job: dict[str, Any], emit: Callable[..., None]) -> Raw:
+    """The measured process: load, warm up, generate `repeats` times."""
+    import numpy  # noqa: F401
+    import onnxruntime  # noqa: F401
+
+    from featkd.deploy.session import OnnxModel
+
+    import_rss_bytes = _rss_bytes("VmRSS")
+    start = time.perf_counter()
+    model = OnnxModel(Path(job["folder"]), job["threads"], job["device"])
+    load_s = time.perf_counter() - start
+    prompt, new_tokens = job["prompt"], job["new_tokens"]
+    for _ in range(job["warmup"]):
+        model.generate(prompt, new_tokens)
+    runs = [model.generate(prompt, new_tokens) for _ in range(job["repeats"])]
+    return {
+        "ttft_ms": [1e3 * ttft_s for _, ttft_s, _ in runs],
+        "decode_tokens_per_s": [(new_tokens - 1) / decode_s for _, _, decode_s in runs],
+        "load_s": load_s,
+        "import_rss_bytes": import_rss_bytes,
+        "peak_rss_bytes": _rss_bytes("VmHWM"),
+        "provider": model.provider,
+        "threads": model.threads,
+    }
+
+
+def _rss_bytes(field: str) -> int:
+    """VmRSS (now) or VmHWM (peak) of this process.
+
+    Not ru_maxrss where /proc is there: on Linux it outlives exec and starts at the parent's size.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.search(rf"{field}:\s+(\d+) kB", status.read_text())[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    serve(_child)
