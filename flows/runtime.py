@@ -1,12 +1,13 @@
 """What must stand before Prefect, MLflow or a Hugging Face library is imported, and what must end with the command.
 
-    with session(root, "run", hub=needs_hub(spec)) as runtime:
+    with session(home, "run", hub=needs_hub(spec)) as runtime:
         from flows.poc import run     # imports while the server starts
         runtime.ready()
-        run(spec, root, spec_path)
+        run(...)
 
-Prefect's API runs in a child process (flows/server.py) for as long as the session is open, and no longer, whatever
-ends us. Where PREFECT_API_URL is set, that server is used and none is started.
+`home` is the `.featkd` folder of the working folder. Prefect's API runs in a child process (flows/server.py) for as
+long as the session is open, and no longer, whatever ends us. Where PREFECT_API_URL is set, that server is used and
+none is started.
 """
 
 import contextlib
@@ -58,14 +59,14 @@ def quiet_environment(hub: bool = False) -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in wanted.items()}
 
 
-def prefect_environment(root: Path) -> dict[str, str]:
+def prefect_environment(home: Path) -> dict[str, str]:
     """Settings of a private Prefect. An environment that names a server is left as it is, but for the console."""
     console = {"PREFECT_LOGGING_SETTINGS_PATH": str(Path(__file__).with_name("logging.yml"))}
     if os.environ.get("PREFECT_API_URL"):
         return console
     loopback = "127.0.0.1,localhost"
     return console | {
-        "PREFECT_HOME": str(root / ".featkd" / "prefect"),
+        "PREFECT_HOME": str(home / "prefect"),
         "PREFECT_SERVER_EPHEMERAL_ENABLED": "true",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(START_TIMEOUT_S),
         "PREFECT_LOGGING_TO_API_ENABLED": "false",
@@ -138,16 +139,16 @@ class Runtime:
 
 
 @contextlib.contextmanager
-def session(root: Path, command: str = "run", hub: bool = False) -> Iterator[Runtime]:
+def session(home: Path, command: str = "run", hub: bool = False) -> Iterator[Runtime]:
     """Everything a flow needs around it; on leaving, the server ends and the environment is as before."""
-    root = Path(root).resolve()
+    home = Path(home).resolve()
     before = dict(os.environ)
-    os.environ.update(quiet_environment(hub) | prefect_environment(root))
-    with _log_file(root, command) as log_path, _signals_raise():
+    os.environ.update(quiet_environment(hub) | prefect_environment(home))
+    with _log_file(home, command) as log_path, _signals_raise():
         server = None
         try:
             if not os.environ.get("PREFECT_API_URL"):
-                server = Server(root / ".featkd" / "prefect", log_path)
+                server = Server(home / "prefect", log_path)
                 os.environ["PREFECT_API_URL"] = server.url
             yield Runtime(log_path, server)
         finally:
@@ -166,9 +167,9 @@ def _drain_events() -> None:
 
 
 @contextlib.contextmanager
-def _log_file(root: Path, command: str) -> Iterator[Path]:
+def _log_file(home: Path, command: str) -> Iterator[Path]:
     """One log per command under .featkd/logs: Prefect's records, warnings, tracebacks, the server's output."""
-    path = log_path(root, command)
+    path = log_path(home, command)
     handler = logging.FileHandler(path, delay=True, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     logger = logging.getLogger()
@@ -182,9 +183,9 @@ def _log_file(root: Path, command: str) -> Iterator[Path]:
         handler.close()
 
 
-def log_path(root: Path, command: str) -> Path:
+def log_path(home: Path, command: str) -> Path:
     """A new log's path; the oldest logs are removed."""
-    folder = root / ".featkd" / "logs"
+    folder = home / "logs"
     folder.mkdir(parents=True, exist_ok=True)
     for old in sorted(folder.glob("*.log"))[:-LOGS_KEPT]:
         old.unlink(missing_ok=True)

@@ -1,0 +1,187 @@
+"""The `featkd` command. Prefect, MLflow and torch are imported by the commands that need them, and by no other.
+
+People read stderr, programs read the last line of stdout: one JSON document. Exit status: 0 done, 1 failed,
+2 the input is wrong, 3 the gates said no and `--fail-on no-go` was given, 130 interrupted.
+"""
+
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from featkd import spec as specs
+from featkd.errors import InputError, RunError
+from flows import runtime, status
+
+DONE, FAILED, WRONG_INPUT, NO_GO, INTERRUPTED = 0, 1, 2, 3, 130
+SAID_NO = ("keep-teacher", "teacher-inadequate")
+
+app = typer.Typer(
+    help="Can a smaller model replace this one, what would it save, and how sure are we?",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+Root = Annotated[Path, typer.Option(help="The working folder; everything is kept in its .featkd folder.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value, as in cost.usd_per_hour=2.5.")]
+Run = Annotated[str, typer.Argument(help="A run id, the folder of a run, or 'last'.")]
+
+
+@app.command()
+def run(
+    spec: Annotated[Path, typer.Argument(help="The spec, a YAML file.")],
+    set_: Overrides = None,
+    root: Root = Path("."),
+    fail_on: Annotated[
+        Literal["no-go"] | None, typer.Option(help="Exit with status 3 when no candidate may replace the teacher.")
+    ] = None,
+) -> int:
+    """Run the whole PoC: spec in, report out. What is already done is reused."""
+    poc_spec = specs.load(spec, set_ or [])
+    home = _home(root)
+    with runtime.session(home, "run", hub=runtime.needs_hub(poc_spec)) as session:
+        from flows import poc
+
+        session.ready()
+        outcome = poc.run(poc_spec, home)
+    _emit(outcome)
+    return NO_GO if fail_on and outcome["recommendation"]["code"] in SAID_NO else DONE
+
+
+@app.command()
+def validate(
+    spec: Annotated[Path | None, typer.Argument(help="The spec, a YAML file.")] = None,
+    set_: Overrides = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a spec instead.")] = False,
+) -> int:
+    """Check a spec without running it."""
+    if schema:
+        _emit(specs.Spec.model_json_schema())
+    elif spec is None:
+        raise InputError("SPEC: missing; write featkd validate SPEC or featkd validate --schema")
+    else:
+        found = specs.load(spec, set_ or [])
+        names = [candidate.name for candidate in found.candidates()]
+        _say(f"{spec} is valid: teacher, {', '.join(names)}")
+        _emit({"valid": True, "name": found.name, "digest": found.digest(), "candidates": ["teacher", *names]})
+    return DONE
+
+
+@app.command()
+def report(
+    run: Run,
+    lang: Annotated[Literal["en", "ja"], typer.Option(help="The language of the page.")] = "en",
+    root: Root = Path("."),
+) -> int:
+    """Write the report page of a finished run again, from its result document."""
+    from reports.page import render
+
+    folder = status.find_run(_home(root), run)
+    result = status.read_result(folder)
+    page = folder / ("report.html" if lang == "en" else f"report.{lang}.html")
+    page.write_text(render(result, lang), encoding="utf-8")
+    _say(f"written: {page}")
+    _emit({"run_id": result.run_id, "report": str(page), "lang": lang})
+    return DONE
+
+
+@app.command("list")
+def list_(root: Root = Path(".")) -> int:
+    """The runs of this folder, the newest first."""
+    rows = status.runs(_home(root))
+    for row in rows:
+        verdicts = ", ".join(f"{name} {verdict}" for name, verdict in row["verdicts"].items() if verdict)
+        _say(f"{row['run_id']:<24} {row['name']:<20} {row['recommendation']:<20} {verdicts}")
+    if not rows:
+        _say("no run here yet; start one with featkd run SPEC")
+    _emit({"runs": rows})
+    return DONE
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port, on loopback.")] = 5000,
+    root: Root = Path("."),
+) -> int:
+    """Show the tracked runs in MLflow's own pages, on loopback, until Ctrl-C."""
+    from tasks import tracking
+
+    home = _home(root)
+    _say(f"MLflow at http://127.0.0.1:{port} (Ctrl-C ends it)")
+    _emit({"url": f"http://127.0.0.1:{port}", "tracking_uri": tracking.tracking_uri(home)})
+    return tracking.serve_ui(home, port)
+
+
+@app.command()
+def doctor(root: Root = Path(".")) -> int:
+    """What this machine can do, and what is wrong with it."""
+    found = status.diagnose(_home(root))
+    for name, value in found.items():
+        _say(f"{name:<12} {_plain(value)}")
+    _emit(found)
+    return FAILED if found["problems"] else DONE
+
+
+def main() -> None:
+    """Entry point: every way to end is one line and an exit status."""
+    sys.exit(_guarded(sys.argv[1:]))
+
+
+def _guarded(arguments: list[str]) -> int:
+    try:
+        return app(arguments, prog_name="featkd", standalone_mode=False) or DONE
+    except InputError as error:
+        return _end(WRONG_INPUT, str(error))
+    except RunError as error:
+        details = f" (details: {_write_log(arguments, error)})" if getattr(error, "__notes__", None) else ""
+        return _end(FAILED, f"{error}{details}")
+    except (KeyboardInterrupt, typer.Abort):
+        return _end(INTERRUPTED, "interrupted; the same command goes on where this one stopped")
+    except typer.Exit as leave:
+        return leave.exit_code
+    except Exception as error:
+        if hasattr(error, "format_message"):
+            return _end(WRONG_INPUT, f"{error.format_message().rstrip('.')}; see featkd --help")
+        return _end(FAILED, f"{type(error).__name__}: {error} (details: {_write_log(arguments, error)})")
+
+
+def _end(code: int, message: str) -> int:
+    _say("featkd: " + " ".join(message.split()))
+    return code
+
+
+def _write_log(arguments: list[str], error: Exception) -> Path:
+    """Keep the traceback where the person may read it, in the folder that the command worked in."""
+    root = next((after for flag, after in zip(arguments, arguments[1:], strict=False) if flag == "--root"), ".")
+    path = runtime.log_path(_home(Path(root)), arguments[0] if arguments[:1] and arguments[0].isalpha() else "featkd")
+    with path.open("a", encoding="utf-8") as file:
+        traceback.print_exception(error, file=file)
+    return path
+
+
+def _home(root: Path) -> Path:
+    return root.resolve() / ".featkd"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_plain(part)}" for name, part in value.items())
+    if isinstance(value, list):
+        return "; ".join(_plain(part) for part in value) or "none"
+    return str(value)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _emit(document: Any) -> None:
+    print(json.dumps(document, ensure_ascii=False), flush=True)
+
+
+if __name__ == "__main__":
+    main()
