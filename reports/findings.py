@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from featkd.result import Candidate, Comparison, Result
+from featkd.result import Candidate, Comparison, Interval, Result
 from reports import numbers, view
 from reports.text import Text
 
@@ -40,7 +40,7 @@ def verdict_sentence(result: Result, t: Text) -> str:
         return t("sentence.teacher_inadequate")
     decisions = [c.verdict for c in view.students(result).values()]
     if decisions and all(decision.why in UNMEASURED for decision in decisions):
-        return t("sentence.unmeasured")
+        return t("sentence.unmeasured" if advice.code == "keep-teacher" else "sentence.unmeasured_undecided")
     if decisions and all(decision.why == "no-gates" for decision in decisions):
         return t("sentence.no_gates")
     if advice.code == "keep-teacher":
@@ -99,10 +99,15 @@ def adequacy_lines(result: Result, t: Text) -> list[str]:
         if check.passed:
             continue
         share = _share_of(result, check.task, check.teacher.value)
-        shown = [str(numbers.percent(i, t) if share else numbers.figure(i, t)) for i in (check.teacher, check.other)]
+        shown = [_with_range(interval, share, t) for interval in (check.teacher, check.other)]
         key = f"adequacy.{check.against}"
         lines.append(t(key, task=t.task(check.task), teacher=shown[0], other=shown[1]))
     return lines
+
+
+def _with_range(interval: Interval, share: bool, t: Text) -> str:
+    shown = numbers.percent(interval, t) if share else numbers.figure(interval, t)
+    return shown.value if interval.low == interval.high else str(shown)
 
 
 def _share_of(result: Result, task: str, value: float) -> bool:
@@ -174,7 +179,7 @@ def reasons_by_code(result: Result, section: str) -> list[tuple[str, list[str]]]
     grouped: dict[str, list[str]] = {}
     for name, candidate in result.candidates.items():
         part = getattr(candidate, section)
-        if part.why:
+        if part.why and part.why != "baseline":
             grouped.setdefault(part.why, []).append(name)
     return list(grouped.items())
 
@@ -191,6 +196,7 @@ def limits(result: Result, t: Text) -> list[str]:
         (len(spec.get("seeds") or [0]) == 1, "one_seed", {}),
         (measured, "hardware", {}),
         (any(c.roi.monthly_cost_usd for c in result.candidates.values()), "teacher_price", {}),
+        (any(c.roi.monthly_saving_usd for c in result.candidates.values()), "money_interval", {}),
         (unsourced > 0, "unsourced", {"unsourced": unsourced, "total": len(result.assumptions)}),
         (any(c.guardrails.why == "guardrails-not-built" for c in result.candidates.values()), "guardrails", {}),
         (bool((spec.get("teacher") or {}).get("train")), "trained_teacher", {}),

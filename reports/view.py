@@ -79,6 +79,8 @@ def comparison(result: Result, t: Text) -> Comparison:
         for name in names:
             candidate = result.candidates[name]
             cell = _cell(read(candidate), scale, t)
+            if candidate.arm == "teacher" and _is_itself(read(candidate)):
+                cell = cell._replace(range=None, kind="exact")
             if cell.kind == "missing":
                 cell = cell._replace(note=_note(_reason(candidate, group, metric), notes, t))
             cells[name] = cell._replace(marks=tuple(g.outcome for g in candidate.verdict.gates if g.metric == metric))
@@ -125,13 +127,16 @@ def _task_rows(row: Callable[..., Row], result: Result, task: str, t: Text) -> l
     better = t("rows.higher_better" if score.higher_is_better else "rows.lower_better")
     unit = f"{t('units.percent') if share else score.metric} · {better}"
     rows = [row("quality", t.task(task), unit, read("estimate"), 100 if share else 1)]
-    if any(_of(c.quality.tasks.get(task), "ratio") for c in result.candidates.values()):
-        ratio_unit = t("units.share_of_teacher")
-        rows.append(row("quality", t("rows.ratio"), ratio_unit, read("ratio"), 1, f"quality.{task}.ratio"))
-    rows.append(
-        row("quality", t("rows.retained"), t("units.percent"), read("retained"), 100, f"quality.{task}.retained")
-    )
+    for field, row_unit, scale in (("ratio", "share_of_teacher", 1), ("retained", "percent", 100)):
+        if any(_of(c.quality.tasks.get(task), field) for c in result.candidates.values()):
+            metric = f"quality.{task}.{field}"
+            rows.append(row("quality", t(f"rows.{field}"), t(f"units.{row_unit}"), read(field), scale, metric))
     return rows
+
+
+def _is_itself(value: Any) -> bool:
+    """The teacher against itself: exactly one, without an interval."""
+    return isinstance(value, Interval) and value.low == value.value == value.high
 
 
 def _of(part: Any, field: str) -> Any:
@@ -159,6 +164,8 @@ def _reason(candidate: Candidate, group: str, metric: str) -> str | None:
     why = getattr(candidate, group).why
     if why is None and candidate.arm == "teacher":
         return "baseline"
+    if why is None and metric.endswith(".retained"):
+        return "no-lead"
     return why or (candidate.verdict.why if candidate.verdict.verdict is None else None)
 
 
@@ -177,9 +184,12 @@ def gate_value(gate: GateOutcome, t: Text, observed: bool) -> Figure:
     share = gate.metric.endswith((".retained", ".agreement"))
     if observed:
         if gate.observed is None or not math.isfinite(gate.observed.value):
-            infinite = gate.observed is not None and gate.metric == "roi.payback_months"
-            return Figure(t("money.never") if infinite else numbers.DASH)
-        shown = numbers.figure(gate.observed, t, 100 if share else 1)
+            never = gate.metric == "roi.payback_months" and gate.outcome != "missing"
+            return Figure(t("money.never") if never else numbers.DASH)
+        if gate.metric == "roi.payback_months" and gate.observed.high is None:  # the worst case never pays back
+            shown = numbers.payback(gate.observed.value, gate.observed.low, "never", t)
+        else:
+            shown = numbers.figure(gate.observed, t, 100 if share else 1)
         return shown._replace(value=t(f"format.{gate_unit(gate.metric)}", value=shown.value))
     bound = gate.at_least if gate.at_least is not None else gate.at_most
     if bound is None:

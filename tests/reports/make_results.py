@@ -57,7 +57,11 @@ def inadequate() -> Result:
     found |= {name: empty(base.candidates[name], "teacher-inadequate", training=False) for name in list(VERDICTS)}
     checks = [
         AdequacyCheck(
-            task="heldout_routing", against="chance", teacher=share(0.118, 400), other=Interval(value=0.1), passed=False
+            task="heldout_routing",
+            against="chance",
+            teacher=share(0.118, 400),
+            other=Interval(value=0.1, low=0.1, high=0.1),
+            passed=False,
         ),
         AdequacyCheck(
             task="heldout_continuation", against="sft", teacher=share(0.31, 400), other=share(0.33, 400), passed=False
@@ -153,7 +157,7 @@ def document(candidates: dict[str, Candidate]) -> Result:
         assumptions=[
             AssumptionRow(name="usd_per_hour", value=1.2, unit="USD/hour", source="price list, 2026-10"),
             AssumptionRow(name="requests_per_month", value=1_000_000, unit="1/month"),
-            AssumptionRow(name="output_tokens_per_request", value=200, unit="1/request"),
+            AssumptionRow(name="output_tokens_per_request", value=200, unit="tokens"),
             AssumptionRow(name="utilisation", value=0.4, unit="share"),
             AssumptionRow(name="engineering_usd", value=10_000, unit="USD"),
         ],

@@ -12,7 +12,7 @@ import yaml
 from lxml import html
 
 from featkd.errors import InputError
-from featkd.result import Decision, Interval, Quality, Result
+from featkd.result import Decision, GateOutcome, Interval, Quality, Result
 from reports import findings, text, view
 from reports.page import render, summary_markdown
 
@@ -251,3 +251,22 @@ def test_summary_is_short_and_tabular(any_result):
 def test_unknown_language_is_an_input_error():
     with pytest.raises(InputError, match="write one of en, ja"):
         render(make_results.full(), "fr")
+
+
+@pytest.mark.parametrize(
+    ("observed", "outcome", "shown"),
+    [
+        (None, "missing", ("—", None)),
+        (None, "fail", ("never", None)),
+        (Interval(value=11.83, low=9.0, high=None), "inconclusive", ("12 months", "9 to never")),
+        (Interval(value=11.83, low=11.1, high=12.6), "pass", ("11.8 months", "11.1–12.6")),
+    ],
+)
+def test_a_payback_gate_knows_never(observed, outcome, shown):
+    gate = GateOutcome(metric="roi.payback_months", at_most=18, severity="block", observed=observed, outcome=outcome)
+    assert view.gate_value(gate, text.load("en"), observed=True) == shown
+
+
+def test_a_bound_carries_its_unit_inside_the_japanese_words():
+    gate = GateOutcome(metric="quality.x.retained", at_least=0.75, severity="block", outcome="missing")
+    assert view.gate_value(gate, text.load("ja"), observed=False).value == "75% 以上"
