@@ -97,6 +97,11 @@ def significant(value: float | None, digits: int = BARE_DIGITS) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def size(value: float) -> str:
+    """A counted size in its unit: one decimal, so that a column lines up; small ones in significant digits."""
+    return fixed(value, 1) if value >= 1 else significant(value, 2)
+
+
 def exact(value: float) -> str:
     """A given figure (an assumption, a bound, a count) as it was given."""
     return f"{value:,.10g}".replace("-", "\N{MINUS SIGN}")

@@ -155,7 +155,7 @@ def _cell(value: Any, scale: float, t: Text) -> Cell:
         shown = numbers.figure(value, t, scale)
         return Cell(shown.value, shown.range, "finding" if shown.range else "bare")
     if isinstance(value, int | float):
-        return Cell(numbers.exact(value) if scale == 1 else numbers.significant(value * scale))
+        return Cell(numbers.exact(value) if scale == 1 else numbers.size(value * scale))
     return Cell(numbers.DASH, kind="missing")
 
 
