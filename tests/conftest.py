@@ -1,0 +1,29 @@
+"""Fixtures that several rooms share: exporting takes seconds, so it is done once."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """kind -> SimpleNamespace(hf, onnx, parity, probe): a tiny random model of that kind and its ONNX export."""
+    import tiny_models
+    from featkd.deploy.export import export
+
+    made = {}
+
+    def make(kind: str) -> SimpleNamespace:
+        if kind not in made:
+            folder = tmp_path_factory.mktemp(kind)
+            hf = tiny_models.save(kind, folder / "hf")
+            probe = tiny_models.probe(hf)
+            parity = export(hf, folder / "onnx", probe, 1e-4, 2, graphs=folder / "graphs")
+            made[kind] = SimpleNamespace(hf=hf, onnx=folder / "onnx", parity=parity, probe=probe, graphs=folder / "graphs")
+        return made[kind]
+
+    return make
