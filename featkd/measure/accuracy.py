@@ -68,14 +68,16 @@ def evaluate(
         tokenizer = AutoTokenizer.from_pretrained(onnx_dir, local_files_only=True)
         model = OnnxLM(OnnxModel(onnx_dir, threads, device), tokenizer, batch_size)
         try:
-            found = simple_evaluate(
-                model=model,
-                tasks=list(names),
-                limit=limit,
-                bootstrap_iters=0,
-                log_samples=True,
-                task_manager=manager,
-            )
+            # lm-eval asks git for the working folder's commit; outside a repository git complains on the terminal
+            with mock.patch("lm_eval.evaluator.get_git_commit_hash", return_value=None):
+                found = simple_evaluate(
+                    model=model,
+                    tasks=list(names),
+                    limit=limit,
+                    bootstrap_iters=0,
+                    log_samples=True,
+                    task_manager=manager,
+                )
         except (InputError, RunError):
             raise
         except Exception as error:
@@ -221,13 +223,7 @@ def _quiet() -> Iterator[None]:
     datasets.disable_progress_bars()
     logging.disable(logging.ERROR)
     try:
-        with (
-            warnings.catch_warnings(),
-            open(os.devnull, "w") as nothing,
-            contextlib.redirect_stderr(nothing),
-            # lm-eval asks git for the working folder's commit; outside a repository git complains on the terminal
-            mock.patch("lm_eval.evaluator.get_git_commit_hash", return_value=None),
-        ):
+        with warnings.catch_warnings(), open(os.devnull, "w") as nothing, contextlib.redirect_stderr(nothing):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -4,6 +4,7 @@ Percentile bootstrap over examples (Efron 1979), 2000 resamples, fixed seed, can
 together: they answered the same questions, so most of the noise cancels in a difference.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
@@ -90,17 +91,19 @@ def interval(statistic: Callable[..., np.ndarray], columns: tuple[np.ndarray, ..
     value = float(statistic(*columns, axis=-1))
     if len(columns[0]) < 2:
         return Interval(value=value)
-    found = bootstrap(
-        columns,
-        statistic,
-        n_resamples=RESAMPLES,
-        batch=max(1, 2_000_000 // len(columns[0])),
-        paired=True,
-        vectorized=True,
-        confidence_level=LEVEL,
-        method="percentile",
-        rng=np.random.default_rng(SEED),
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # resamples that are not a number: told by the missing bounds
+        found = bootstrap(
+            columns,
+            statistic,
+            n_resamples=RESAMPLES,
+            batch=max(1, 2_000_000 // len(columns[0])),
+            paired=True,
+            vectorized=True,
+            confidence_level=LEVEL,
+            method="percentile",
+            rng=np.random.default_rng(SEED),
+        )
     low, high = (float(bound) for bound in found.confidence_interval)
     if not (np.isfinite(low) and np.isfinite(high)):
         return Interval(value=value)

@@ -1,0 +1,135 @@
+import contextlib
+import json
+import math
+
+import numpy as np
+import pandas
+import pytest
+import tiny_models
+
+from featkd.deploy.session import OnnxModel
+from featkd.errors import InputError
+from featkd.measure import accuracy
+
+NAMES = ["tiny_choices", "tiny_labels", "tiny_rolling"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_models.write_tasks(tmp_path_factory.mktemp("tasks"))
+
+
+@pytest.fixture(scope="module")
+def measured(exported, folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("accuracy")
+    summary = accuracy.evaluate(exported("llama").onnx, NAMES, [folder], None, 8, 2, "cpu", out)
+    return summary, pandas.read_parquet(out / "samples.parquet"), out
+
+
+@pytest.fixture(scope="module")
+def by_hflm(exported, folder):
+    """The same tasks through lm-eval's own Hugging Face class."""
+    with accuracy._quiet():
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+
+        with contextlib.redirect_stdout(None):
+            model = HFLM(pretrained=str(exported("llama").hf), device="cpu", dtype="float32", batch_size=8)
+            return simple_evaluate(model=model, tasks=list(NAMES), bootstrap_iters=0,
+                                   task_manager=accuracy._manager(NAMES, [folder]))  # fmt: skip
+
+
+def test_agrees_with_hflm(measured, by_hflm):
+    summary, rows, _ = measured
+    for task in NAMES:
+        mine = rows[rows.task == task].sort_values("doc_id")
+        theirs = sorted(by_hflm["samples"][task], key=lambda sample: sample["doc_id"])
+        for (_, row), sample in zip(mine.iterrows(), theirs, strict=True):
+            if task == "tiny_rolling":
+                nats, words = sample["word_perplexity"]
+                assert (row.score, row.weight) == (pytest.approx(nats, abs=1e-3), words)
+                assert row.bytes == sample["byte_perplexity"][1]
+            else:
+                assert row.choice_logprobs == pytest.approx([ll for ll, _ in sample["filtered_resps"]], abs=1e-3)
+                assert row.score == sample["acc"] and row.score == (row.choice == row.gold)
+    values = by_hflm["results"]
+    assert summary["tiny_choices"]["value"] == pytest.approx(values["tiny_choices"]["acc,none"], abs=1e-9)
+    assert summary["tiny_rolling"]["value"] == pytest.approx(values["tiny_rolling"]["word_perplexity,none"], rel=1e-4)
+
+
+def test_the_summary_can_be_recomputed_from_the_evidence(measured):
+    summary, rows, out = measured
+    assert json.loads((out / "accuracy.json").read_text()) == summary
+    rolling = rows[rows.task == "tiny_rolling"]
+    assert summary["tiny_rolling"]["value"] == math.exp(-rolling.score.sum() / rolling.weight.sum())
+    assert summary["tiny_rolling"] | {"value": 0} == {
+        "metric": "word_perplexity", "higher_is_better": False, "value": 0, "examples": 24, "n_choices": 0}  # fmt: skip
+    assert summary["tiny_labels"]["n_choices"] == 4 and summary["tiny_labels"]["metric"] == "acc"
+    assert list(rows.columns) == ["task", "doc_id", "metric", "weight", "bytes", "choice", "gold", "n_choices",
+                                  "choice_logprobs", "score"]  # fmt: skip
+
+
+def test_long_texts_and_is_greedy_agree_with_hflm(exported):
+    """Texts beyond the model's length, empty contexts, shared contexts, contexts that end in a space."""
+    with accuracy._quiet():
+        from lm_eval.api.instance import Instance
+        from lm_eval.models.huggingface import HFLM
+        from transformers import AutoTokenizer
+
+        from featkd.measure.onnx_lm import OnnxLM
+
+        done = exported("gpt2")
+        theirs = HFLM(pretrained=str(done.hf), device="cpu", dtype="float32", batch_size=4)
+        mine = OnnxLM(OnnxModel(done.onnx, 2), AutoTokenizer.from_pretrained(done.hf), batch_size=4)
+        greedy = mine.tokenizer.decode(mine.model.generate(mine.tok_encode("the model"), 1)[0])
+        pairs = [("", "the model"), ("the model ", "returns"), ("the model", " returns"), ("the model", greedy),
+                 ("the model", " of an array"), (tiny_models.text(3, 150), " of an array"),
+                 (tiny_models.text(3, 150), " the shape of the index"), ("the", " " + tiny_models.text(4, 20)),
+                 ("<|end|>the list", " of"), ("the model", " returns")]  # fmt: skip
+        requests = [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)]
+        rolling = [Instance("loglikelihood_rolling", {}, (tiny_models.text(n, 40 * n),), n) for n in (1, 2, 5)]
+        until = [Instance("generate_until", {}, ("the model", {"until": [" the"], "max_gen_toks": 12}), 0)]
+        expected, found = theirs.loglikelihood(requests), mine.loglikelihood(requests)
+        for (a, greedy_a), (b, greedy_b) in zip(expected, found, strict=True):
+            assert b == pytest.approx(a, abs=1e-3) and greedy_a == greedy_b
+        assert mine.loglikelihood_rolling(rolling) == pytest.approx(theirs.loglikelihood_rolling(rolling), abs=1e-3)
+        assert mine.generate_until(until) == theirs.generate_until(until)
+    assert any(greedy for _, greedy in found)
+
+
+def test_a_shared_context_goes_through_the_model_once(exported, folder):
+    with accuracy._quiet():
+        from lm_eval.api.instance import Instance
+        from transformers import AutoTokenizer
+
+        from featkd.measure.onnx_lm import OnnxLM
+
+        done = exported("llama")
+        model = OnnxLM(OnnxModel(done.onnx, 2), AutoTokenizer.from_pretrained(done.hf), batch_size=8)
+        context = tiny_models.text(0, 30)
+        answers = [" array", " model", " in", " dtype", " list"]
+        model.loglikelihood([Instance("loglikelihood", {}, (context, answer), 0) for answer in answers])
+    assert model.tokens_run < 1.5 * len(model.tok_encode(context)) + 20
+
+
+def test_unknown_and_offline_tasks_are_one_line(folder, exported, tmp_path):
+    accuracy.check_tasks(NAMES, [folder])
+    with pytest.raises(InputError, match=r"unknown task tiny_choice;.*tiny_choices") as caught:
+        accuracy.check_tasks(["tiny_choice", "tiny_labels"], [folder])
+    assert "\n" not in str(caught.value)
+    (folder / "gone.yaml").write_text("task: gone\ndataset_path: nobody/has-this\ntest_split: test\n"
+                                      "output_type: multiple_choice\ndoc_to_text: a\ndoc_to_choice: [a, b]\n"
+                                      "doc_to_target: 0\nmetric_list: [{metric: acc}]\n")  # fmt: skip
+    with pytest.raises(InputError, match="not on this machine"):
+        accuracy.evaluate(exported("llama").onnx, ["gone"], [folder], None, 8, 2, "cpu", tmp_path)
+
+
+def test_the_first_metric_stands_for_a_task_with_mutual_information():
+    config = {"output_type": "multiple_choice", "metric_list": [{"metric": "acc_mutual_info"}, {"metric": "acc"}]}
+    sample = {"doc_id": 0, "metrics": ["acc", "acc_mutual_info"], "acc": 0.0, "acc_mutual_info": 1.0, "target": 1,
+              "filtered_resps": [(-1.0, 0), (-2.0, 0), (-1.0, 0), (-5.0, 0)],
+              "arguments": [("q", " a"), ("q", " b"), ("", " a"), ("", " b")]}  # fmt: skip
+    metric = accuracy._primary(config, [sample])
+    row = accuracy._row("t", metric, config, sample)
+    assert (metric, row["choice"], row["n_choices"], row["score"]) == ("acc_mutual_info", 1, 2, 1.0)
+    assert np.allclose(row["choice_logprobs"], [0.0, 3.0])

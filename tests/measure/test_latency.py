@@ -1,0 +1,114 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from featkd import spec
+from featkd.errors import InputError
+from featkd.measure import latency
+
+SMALL = spec.Latency(prompt_tokens=8, new_tokens=6, warmup=1, repeats=3, rounds=2)
+
+
+@pytest.fixture(scope="module")
+def raw(exported):
+    folders = {"teacher": exported("llama").onnx, "student": exported("gpt2").onnx}
+    order = []
+    done = latency.measure(folders, SMALL, exported("llama").probe[0], 1, "cpu", lambda *at: order.append(at))
+    return done, order
+
+
+def test_raw_values_of_real_processes(raw, exported):
+    done, order = raw
+    assert order == [("teacher", 0), ("student", 0), ("student", 1), ("teacher", 1)]
+    assert json.loads(json.dumps(done)) == done
+    for name, kind in (("teacher", "llama"), ("student", "gpt2")):
+        assert done[name]["provider"] == "CPUExecutionProvider" and done[name]["threads"] == 1
+        assert done[name]["file_bytes"] == sum(
+            (exported(kind).onnx / file).stat().st_size for file in ("model.onnx", "model.onnx.data")
+        )
+        assert len(done[name]["rounds"]) == 2
+        for one in done[name]["rounds"]:
+            assert len(one["ttft_ms"]) == len(one["decode_tokens_per_s"]) == 3
+            assert min(one["ttft_ms"] + one["decode_tokens_per_s"]) > 0
+            # this process holds torch: the child must not be charged with its size
+            assert 20e6 < one["import_rss_bytes"] < one["peak_rss_bytes"] < 200e6
+
+
+def test_summary(raw):
+    done, _ = raw
+    times, memory = latency.summarise(done["student"], done["teacher"])
+    assert times.generations == 6 and len(times.raw_ttft_ms) == 6
+    assert times.ttft_ms.value == pytest.approx(np.median(times.raw_ttft_ms))
+    for interval in (times.ttft_ms, times.decode_speedup, times.ttft_speedup, memory.rss_ratio):
+        assert interval.low <= interval.value <= interval.high
+    itself, same = latency.summarise(done["teacher"], done["teacher"])
+    assert itself.decode_speedup.model_dump() == {"value": 1.0, "low": 1.0, "high": 1.0} == same.rss_ratio.model_dump()
+    assert latency.summarise(done["teacher"], None)[0].decode_speedup is None
+
+
+def test_the_ratio_is_right_and_drift_that_hits_both_cancels():
+    rng = np.random.default_rng(0)
+    drift = [1.0, 1.6, 2.5, 1.3]
+
+    def made(ms):
+        rounds = [{"ttft_ms": list(ms * slow * rng.normal(1, 0.02, 20)), "decode_tokens_per_s": [1.0] * 20,
+                   "peak_rss_bytes": 2, "import_rss_bytes": 1} for slow in drift]  # fmt: skip
+        return {"provider": "x", "prompt_tokens": 8, "file_bytes": 1, "rounds": rounds}
+
+    student, teacher = made(2.0), made(6.0)
+    times, _ = latency.summarise(student, teacher)
+    assert times.ttft_speedup.low < 3.0 < times.ttft_speedup.high
+    relative = lambda interval: (interval.high - interval.low) / interval.value  # noqa: E731
+    assert relative(times.ttft_speedup) < 0.5 * relative(times.ttft_ms)
+
+
+def test_bad_input_is_told_in_one_line(exported, tmp_path):
+    with pytest.raises(InputError, match=r"latency\.prompt_tokens: 8"):
+        latency.measure({"a": exported("gpt2").onnx}, SMALL, [1, 2], 1, "cpu")
+    with pytest.raises(InputError, match=r"model\.onnx"):
+        latency.measure({"a": tmp_path}, SMALL, list(range(8)), 1, "cpu")
+
+
+def test_the_child_dies_with_its_parent(exported, tmp_path):
+    parent = f"""
+import sys
+from pathlib import Path
+from featkd import spec
+from featkd.measure import latency
+long = spec.Latency(prompt_tokens=8, new_tokens=60, repeats=100000, rounds=1)
+latency.measure({{"a": Path({str(exported("gpt2").onnx)!r})}}, long, list(range(8)), 1, "cpu")
+"""
+    process = subprocess.Popen([sys.executable, "-c", parent])
+    child = _wait_for(lambda: _children(process.pid))[0]
+    time.sleep(1.0)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert _wait_for(lambda: not _alive(child))
+
+
+def _wait_for(condition, seconds=20):
+    end = time.time() + seconds
+    while time.time() < end:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise AssertionError("waited in vain")
+
+
+def _children(pid):
+    done = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
+    return [int(line) for line in done.stdout.split()]
+
+
+def _alive(pid):
+    try:
+        state = open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"

@@ -1,0 +1,113 @@
+import numpy as np
+import pandas
+import pytest
+
+from featkd.errors import InputError, RunError
+from featkd.measure.fidelity import agreement
+from featkd.measure.statistics import compare, score
+
+
+def rows(scores, task="t", metric="acc", weights=None, choice=None):
+    n = len(scores)
+    return pandas.DataFrame({
+        "task": task, "doc_id": range(n), "metric": metric, "score": np.asarray(scores, float),
+        "weight": np.ones(n) if weights is None else weights, "choice": np.zeros(n, int) if choice is None else choice,
+    })  # fmt: skip
+
+
+def naive(statistic, *columns, resamples=4000):
+    """Independent reference: a loop in float64 with another generator."""
+    rng, n = np.random.RandomState(5), len(columns[0])
+    drawn = [statistic(*(column[picked] for column in columns))
+             for picked in (rng.randint(0, n, n) for _ in range(resamples))]  # fmt: skip
+    return np.percentile(drawn, [2.5, 97.5])
+
+
+@pytest.fixture
+def answers():
+    rng = np.random.default_rng(1)
+    teacher = (rng.random(300) < 0.6).astype(float)
+    return np.where(rng.random(300) < 0.85, teacher, 1 - teacher), teacher
+
+
+@pytest.fixture
+def texts():
+    rng = np.random.default_rng(2)
+    words = rng.integers(5, 80, 200).astype(float)
+    teacher = -words * rng.normal(3.0, 0.3, 200)
+    return teacher - words * rng.normal(0.3, 0.1, 200), teacher, words
+
+
+def test_accuracy_intervals(answers):
+    student, teacher = answers
+    found = score(rows(student), rows(teacher).sample(frac=1, random_state=0), 0.25)
+    assert found.higher_is_better and found.examples == 300 and found.ratio is None and found.chance == 0.25
+    references = {
+        "estimate": lambda s, t: s.mean(),
+        "difference": lambda s, t: s.mean() - t.mean(),
+        "retained": lambda s, t: (s.mean() - 0.25) / (t.mean() - 0.25),
+    }
+    for name, reference in references.items():
+        interval = getattr(found, name)
+        low, high = naive(reference, student, teacher)
+        assert interval.value == pytest.approx(reference(student, teacher), abs=1e-12)
+        width = high - low
+        assert interval.low == pytest.approx(low, abs=0.12 * width)
+        assert interval.high == pytest.approx(high, abs=0.12 * width)
+    assert found == score(rows(student), rows(teacher), 0.25)  # the seed is fixed, the order does not matter
+
+
+def test_perplexity_intervals(texts):
+    student, teacher, words = texts
+    make = lambda nats: rows(nats, metric="word_perplexity", weights=words)  # noqa: E731
+    found = score(make(student), make(teacher), 400.0)
+    nats = lambda s, w: -s.sum() / w.sum()  # noqa: E731
+    references = {
+        "estimate": lambda s, t, w: np.exp(nats(s, w)),
+        "difference": lambda s, t, w: np.exp(nats(s, w)) - np.exp(nats(t, w)),
+        "ratio": lambda s, t, w: np.exp(nats(s, w)) / np.exp(nats(t, w)),
+        "retained": lambda s, t, w: (np.log(400) - nats(s, w)) / (np.log(400) - nats(t, w)),
+    }
+    assert not found.higher_is_better
+    for name, reference in references.items():
+        interval = getattr(found, name)
+        low, high = naive(reference, student, teacher, words)
+        assert interval.value == pytest.approx(reference(student, teacher, words), rel=1e-12)
+        assert interval.low == pytest.approx(low, abs=0.12 * (high - low))
+        assert interval.high == pytest.approx(high, abs=0.12 * (high - low))
+    kind, interval = compare(make(student), make(teacher))
+    assert kind == "ratio" and interval == found.ratio
+
+
+def test_compare_accuracies(answers):
+    student, teacher = answers
+    kind, interval = compare(rows(student), rows(teacher))
+    assert kind == "difference" and interval == score(rows(student), rows(teacher), None).difference
+    assert compare(rows(teacher), rows(teacher))[1].model_dump() == {"value": 0.0, "low": 0.0, "high": 0.0}
+
+
+def test_nothing_is_retained_of_a_teacher_at_chance(answers):
+    student, teacher = answers
+    assert score(rows(student), rows(teacher), teacher.mean()).retained is None
+    assert score(rows(student), rows(teacher), None).retained is None
+    barely = score(rows(student), rows(teacher), teacher.mean() - 0.01).retained
+    assert barely.low is None and barely.high is None
+
+
+def test_different_examples_are_refused(answers):
+    student, teacher = answers
+    with pytest.raises(RunError, match="same examples"):
+        score(rows(student), rows(teacher[:-1]), 0.25)
+    with pytest.raises(RunError, match="same examples"):
+        compare(rows(student), rows(teacher, task="other"))
+
+
+def test_agreement_and_flips():
+    mine = rows([1, 0, 0, 1], choice=[0, 1, 2, 3])
+    theirs = rows([1, 1, 0, 0], choice=[0, 2, 2, 1])
+    found = agreement(mine, theirs)
+    assert found.examples == 4 and found.agreement.value == 0.5
+    assert (found.correct_to_wrong, found.wrong_to_correct) == (0.25, 0.25)
+    assert 0 <= found.agreement.low < 0.5 < found.agreement.high <= 1
+    with pytest.raises(InputError, match="multiple-choice"):
+        agreement(rows([1], choice=[-1]), rows([1], choice=[-1]))
