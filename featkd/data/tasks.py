@@ -62,7 +62,7 @@ def point_at(folder: Path, workdir: Path) -> Path:
     for file in sorted(folder.glob("*.yaml")):
         config = yaml.safe_load(file.read_text())
         name = config["dataset_kwargs"]["data_files"]["test"]
-        config["dataset_kwargs"]["data_files"]["test"] = str(folder / name)
+        config["dataset_kwargs"] = {"data_files": {"test": str(folder / name)}, "cache_dir": str(workdir / "cache")}
         (workdir / file.name).write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     return workdir
 
@@ -114,7 +114,9 @@ def _continuation(rows: list[dict], tokenizer: Any, quality: spec.Quality) -> tu
         "doc_to_choice": "{{choices}}",
         "doc_to_target": "{{gold}}",
         "target_delimiter": "",
-        "metric_list": [{"metric": "acc"}],
+        # how much more likely the context makes a passage: its bare likelihood mostly tells common words from rare
+        # ones (arXiv 2104.08315)
+        "metric_list": [{"metric": "acc_mutual_info"}, {"metric": "acc"}],
     }
     return config, examples[: quality.max_examples], 1 / CHOICES
 

@@ -1,0 +1,181 @@
+"""From files to documents, blocks and tasks."""
+
+import json
+
+import numpy as np
+import pandas
+import pytest
+import tiny_models
+import yaml
+
+from featkd import spec
+from featkd.data import corpus, docstrings, load, tasks, tokens
+from featkd.errors import InputError
+
+TEXTS = [tiny_models.text(seed, 60) for seed in range(200)]
+
+
+def data(*files, **changes):
+    return spec.Data(files=[str(file) for file in files], held_out=0.3, **changes)
+
+
+def write(folder, name, rows):
+    path = folder / name
+    if name.endswith(".txt"):
+        path.write_text("\n\n".join(row["text"] for row in rows))
+    elif name.endswith(".jsonl"):
+        path.write_text("\n".join(json.dumps(row) for row in rows))
+    elif name.endswith(".json"):
+        path.write_text(json.dumps(rows))
+    elif name.endswith(".parquet"):
+        pandas.DataFrame(rows).to_parquet(path)
+    else:
+        pandas.DataFrame(rows).to_csv(path, index=False, sep="\t" if name.endswith("tsv") else ",")
+    return path
+
+
+@pytest.mark.parametrize("ending", ["txt", "jsonl", "json", "csv", "tsv", "parquet"])
+def test_every_format_gives_the_same_documents(tmp_path, ending):
+    path = write(tmp_path, f"a.{ending}", [{"text": text} for text in TEXTS[:5]])
+    assert [row["text"] for row in load.read(data(path))] == TEXTS[:5]
+
+
+def test_prompt_and_response_may_be_nested(tmp_path):
+    path = write(tmp_path, "a.jsonl", [{"instruction": "Why?", "instances": [{"output": "Because."}]}])
+    (row,) = load.read(data(path, prompt_field="instruction", response_field="instances.0.output"))
+    assert (row["prompt"], row["text"]) == ("Why?", "Because.")
+
+
+def test_wrong_sources_name_the_field_and_the_remedy(tmp_path):
+    good = write(tmp_path, "a.jsonl", [{"text": "x"}])
+    (tmp_path / "b.doc").write_text("x")
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "broken.jsonl").write_text('{"text": ')
+    for source, expected in [
+        (data(tmp_path / "no.txt"), "data.files: no file"),
+        (data(tmp_path / "b.doc"), "unknown ending; use one of .txt"),
+        (data(tmp_path / "empty.txt"), "is empty"),
+        (data(tmp_path / "broken.jsonl"), "cannot be read by datasets"),
+        (data(good, text_field="body"), "no field 'body'; the rows have text"),
+        (spec.Data(builtin="docstrings", packages=["no_such_package"]), "no installed package 'no_such_package'"),
+    ]:
+        with pytest.raises(InputError, match=expected) as raised:
+            load.source_identity(source)
+            list(load.read(source))
+        assert "\n" not in str(raised.value)
+
+
+def test_the_corpus_is_deduplicated_and_split_by_content(tmp_path):
+    rows = [{"text": text} for text in TEXTS]
+    folders = []
+    for name, order in [("one", rows + rows[:7]), ("two", rows[::-1])]:
+        folder = tmp_path / name
+        folder.mkdir()
+        meta = corpus.build(data(write(folder, "a.jsonl", order)), folder)
+        folders.append((folder, meta))
+    (one, meta), (two, same) = folders
+    assert meta["digest"] == same["digest"]
+    assert meta["documents"] == 200
+    parts = {part: {row["id"] for row in corpus.documents(one, part)} for part in ("train", "valid", "test")}
+    assert sum(map(len, parts.values())) == 200
+    assert corpus.documents(one, "test") == corpus.documents(two, "test")
+
+
+def test_near_duplicates_of_training_text_are_not_held_out(tmp_path):
+    rows = [{"text": text} for text in TEXTS]
+    rows += [{"text": text + " indeed"} for text in TEXTS]
+    meta = corpus.build(data(write(tmp_path, "a.jsonl", rows)), tmp_path)
+    assert meta["near_duplicates_removed"] > 0
+    training = {row["text"].removesuffix(" indeed") for row in corpus.documents(tmp_path, "train")}
+    held_out = [row["text"].removesuffix(" indeed") for row in corpus.documents(tmp_path, "test")]
+    assert not training & set(held_out)
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"), [([{"text": ""}] * 9, "no document"), ([{"text": "a b"}, {"text": "c"}], "for the tasks")]
+)
+def test_too_little_data_is_said(tmp_path, rows, expected):
+    with pytest.raises(InputError, match=expected):
+        corpus.build(data(write(tmp_path, "a.jsonl", rows)), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A corpus with prompts and labels, and a tokenizer trained on it."""
+    folder = tmp_path_factory.mktemp("prepared")
+    rows = [{"q": f"Question {n}?", "a": text, "k": ["red", "blue"][n % 2]} for n, text in enumerate(TEXTS)]
+    source = data(
+        write(folder, "a.jsonl", rows), prompt_field="q", response_field="a", label_field="k", label_prompt="\nKind:"
+    )
+    corpus.build(source, folder)
+    tokens.train_tokenizer(folder, 400, source.label_prompt, 64, folder / "tok")
+    return folder, source, tokens.load_tokenizer(folder / "tok")
+
+
+def test_blocks_hold_the_documents_and_learn_responses_alone(prepared, tmp_path):
+    folder, source, tokenizer = prepared
+    meta = tokens.pack(folder, tokenizer, source.label_prompt, 32, tmp_path)
+    ids, labels = np.load(tmp_path / "train.npy")
+    assert ids.shape == labels.shape == (meta["training_blocks"], 32)
+    stream, learned = ids.ravel(), labels.ravel()
+    first = corpus.documents(folder, "train")[0]
+    text = tokenizer.decode(stream[: list(stream).index(tokenizer.eos_token_id)])
+    assert text == f"{first['prompt']}{first['text']}\nKind: {first['label']}"
+    prompt_length = len(tokens.encode(tokenizer, [first["prompt"]])[0])
+    assert (learned[:prompt_length] == tokens.IGNORED).all()
+    assert learned[prompt_length] == stream[prompt_length]
+    kept = learned != tokens.IGNORED
+    assert (learned[kept] == stream[kept]).all()
+
+
+def test_a_corpus_shorter_than_one_block_is_refused(prepared, tmp_path):
+    folder, source, tokenizer = prepared
+    with pytest.raises(InputError, match="shorter than one block"):
+        tokens.pack(folder, tokenizer, source.label_prompt, 1_000_000, tmp_path)
+
+
+def test_the_same_text_gives_the_same_tokenizer(prepared, tmp_path):
+    folder, source, _ = prepared
+    tokens.train_tokenizer(folder, 400, source.label_prompt, 64, tmp_path)
+    assert (tmp_path / "tokenizer.json").read_bytes() == (folder / "tok" / "tokenizer.json").read_bytes()
+
+
+def test_tasks_are_real_lm_eval_tasks_from_held_out_documents(prepared, tmp_path):
+    folder, source, tokenizer = prepared
+    names = ["heldout_perplexity", "heldout_continuation", "heldout_routing"]
+    quality = spec.Quality(tasks=names, max_examples=20, context_tokens=8, continuation_tokens=6)
+    unigram = tokens.unigram_log_probabilities(np.zeros(10, dtype=np.int32), len(tokenizer))
+    assert np.exp(unigram).sum() == pytest.approx(1)
+    meta = tasks.build(folder, tokenizer, unigram, source, quality, 64, tmp_path)
+    assert meta["chance"]["heldout_continuation"] == 0.25
+    assert meta["chance"]["heldout_routing"] == 0.5
+    held_out = " ".join(row["text"] for row in corpus.documents(folder, "test"))
+    for name in names:
+        rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        assert len(rows) == meta["examples"][name] == 20
+        assert yaml.safe_load((tmp_path / f"{name}.yaml").read_text())["task"] == name
+    for row in map(json.loads, (tmp_path / "heldout_continuation.jsonl").read_text().splitlines()):
+        assert len(set(row["choices"])) == 4
+        assert row["choices"][row["gold"]].strip() in held_out
+
+
+def test_an_unknown_made_task_is_refused(prepared, tmp_path):
+    folder, source, tokenizer = prepared
+    with pytest.raises(InputError, match="made from your data are heldout_perplexity"):
+        tasks.build(folder, tokenizer, np.zeros(1), source, spec.Quality(tasks=["heldout_typo"]), 64, tmp_path)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no usable tokenizer") as raised:
+        tokens.load_tokenizer(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_docstrings_are_read_without_importing(tmp_path, monkeypatch):
+    package = tmp_path / "planted"
+    (package / "tests").mkdir(parents=True)
+    (package / "__init__.py").write_text('"""The planted package\'s docstring."""\nraise SystemExit("imported")\n')
+    (package / "tests" / "__init__.py").write_text('"""Tests are not documentation."""')
+    (package / "broken.py").write_text("def (")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert list(docstrings.read(["planted"], 10)) == [{"text": "The planted package's docstring.", "label": "planted"}]

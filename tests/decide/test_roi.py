@@ -1,0 +1,81 @@
+"""ROI against arithmetic worked by hand."""
+
+import pytest
+
+from featkd import spec
+from featkd.decide import roi
+from featkd.result import Interval, Latency
+
+COST = spec.Cost(
+    usd_per_hour=2,
+    requests_per_month=2_629_800,  # one per second
+    input_tokens_per_request=100,
+    output_tokens_per_request=50,
+    utilisation=0.5,
+    peak_factor=2,
+    engineering_usd=5000,
+    training_usd_per_hour=4,
+    monthly_upkeep_usd=100,
+    horizon_months=12,
+    discount_rate=0,
+)
+
+
+def latency(prefill, decode, spread=0.0):
+    def interval(value):
+        return Interval(value=value, low=value * (1 - spread), high=value * (1 + spread))
+
+    return Latency(prefill_tokens_per_s=interval(prefill), decode_tokens_per_s=interval(decode))
+
+
+def test_a_case_worked_by_hand():
+    # teacher: 100/1000 + 50/100 = 0.6 s; 0.6 * 2 / 0.5 = 2.4 -> 3 machines; student: 100/2000 + 50/500 = 0.15 s -> 1
+    teacher, student = latency(1000, 100), latency(2000, 500)
+    found = roi.price(student, teacher, COST, training_seconds=1800, is_teacher=False)
+    assert roi.price(teacher, teacher, COST, 0, True).machines == 3
+    assert found.machines == 1
+    assert found.monthly_saving_usd.value == pytest.approx(2 * 2 * 730.5)
+    assert found.one_off_usd == pytest.approx(5000 + 0.5 * 4)
+    assert found.payback_months == pytest.approx(5002 / (2922 - 100))
+    assert found.npv_usd == pytest.approx(12 * 2822 - 5002)
+    assert found.cash_flow_usd[0] == pytest.approx(-5002)
+    assert found.cash_flow_usd[12] == pytest.approx(found.npv_usd)
+    assert found.usd_per_million_output_tokens.value == pytest.approx(2 / (3600 * 500 * 0.5) * 1e6)
+
+
+def test_no_saving_is_never_paid_back():
+    same = latency(1000, 100)
+    found = roi.price(same, same, COST, 0, False)
+    assert found.monthly_saving_usd.value == 0
+    assert found.payback_months == "never"
+
+
+def test_zero_volume_needs_no_machine_and_saves_nothing():
+    cost = COST.model_copy(update={"requests_per_month": spec.Assumption(value=0)})
+    found = roi.price(latency(2000, 500), latency(1000, 100), cost, 0, False)
+    assert (found.machines, found.monthly_saving_usd.value, found.payback_months) == (0, 0, "never")
+
+
+def test_intervals_contain_the_value_and_pair_best_with_worst():
+    found = roi.price(latency(2000, 500, 0.2), latency(1000, 100, 0.2), COST, 0, False)
+    saving = found.monthly_saving_usd
+    assert saving.low <= saving.value <= saving.high
+    assert found.payback_months_low <= found.payback_months <= found.payback_months_high
+    cost = found.usd_per_million_output_tokens
+    assert cost.low < cost.value < cost.high
+
+
+def test_unmeasured_speed_leaves_the_section_empty_with_its_reason():
+    assert roi.price(Latency(why="not-run"), latency(1, 1), COST, 0, False).why == "not-run"
+
+
+def test_discounting():
+    cost = COST.model_copy(update={"discount_rate": spec.Assumption(value=0.21)})
+    monthly = 1.21 ** (1 / 12)
+    expected = sum(900 / monthly**month for month in range(1, 13)) - 1000
+    assert roi.npv_usd(1000, 1000, cost) == pytest.approx(expected)
+
+
+def test_every_figure_of_the_business_case_is_listed():
+    listed = {row.name for row in roi.assumptions(COST)}
+    assert listed == set(spec.Cost.model_fields)

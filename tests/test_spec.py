@@ -1,0 +1,103 @@
+"""The spec: what it refuses and how it says so; what its digest depends on."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from featkd import spec
+from featkd.errors import InputError
+
+SPECS = Path(__file__).parents[1] / "flows" / "specs"
+
+
+def tree(**changes):
+    base = {
+        "name": "x",
+        "data": {"files": ["/tmp/a.txt"]},
+        "teacher": {"model": "/tmp/model"},
+        "students": [{"name": "s", "layers": 2}],
+        "training": {"tokens": 1000},
+    }
+    return {**base, **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"dta": 1}, "dta: unknown key; the section takes name, title, data"),
+        ({"data": {"files": ["a"], "fils": 1}}, "data.fils: unknown key; the section takes builtin, packages, files"),
+        ({"training": {"tokens": "many"}}, "training.tokens: Input should be a valid integer"),
+        ({"training": {}}, "training.tokens: missing"),
+        ({"data": {}}, "give exactly one of builtin, files, hub"),
+        ({"data": {"files": ["a"], "prompt_field": "q"}}, "prompt_field and response_field go together"),
+        ({"teacher": {}}, "give exactly one of model, train"),
+        ({"arms": ["logit-kd"]}, "sft is missing"),
+        ({"seeds": [1, 1]}, "seeds: has a value twice"),
+        ({"students": [{"name": "s", "layers": 2, "hidden_size": 8, "init": "copy"}]}, "copy keeps the teacher's width"),
+        ({"gates": [{"metric": "quality.mmlu.retained", "at_least": 1}]}, "names a task that quality.tasks does not"),
+        ({"gates": [{"metric": "speed", "at_least": 1}]}, "gates.0.metric"),
+        ({"cost": {"utilisation": 1.5}}, "utilisation: 1.5 must be above 0 and at most 1"),
+        ({"cost": {"usd_per_hour": float("nan")}}, "cost.usd_per_hour"),
+        ({"quality": {"tasks": ["heldout_routing"]}}, "heldout_routing needs data.label_field"),
+    ],
+)
+def test_wrong_specs_get_one_line_that_names_the_field(changes, expected):
+    with pytest.raises(InputError) as raised:
+        spec.validate(tree(**changes))
+    message = str(raised.value)
+    assert expected in message
+    assert "\n" not in message
+
+
+def test_files_that_are_no_spec(tmp_path):
+    missing, broken, listing = tmp_path / "no.yaml", tmp_path / "broken.yaml", tmp_path / "list.yaml"
+    broken.write_text("a: [1,\n b: }")
+    listing.write_text("- 1")
+    for path, expected in [(missing, "no file"), (broken, "cannot be read as YAML"), (listing, "not a mapping")]:
+        with pytest.raises(InputError, match=expected) as raised:
+            spec.load(path)
+        assert "\n" not in str(raised.value)
+
+
+def test_paths_are_relative_to_the_spec_and_overrides_apply(tmp_path):
+    path = tmp_path / "poc.yaml"
+    path.write_text(yaml.safe_dump(tree(data={"files": "docs/*.txt"}, teacher={"model": "teacher"})))
+    found = spec.load(path, ["cost.usd_per_hour=2.5", "training.tokens=7", "gates=[]"])
+    assert found.data.files == [str(tmp_path / "docs/*.txt")]
+    assert found.teacher.model == str(tmp_path / "teacher")
+    assert found.cost.usd_per_hour.value == 2.5
+    assert found.training.tokens == 7
+    for wrong in ("cost.usd_per_hour", "=3", "name.x=1", "a=[1"):
+        with pytest.raises(InputError, match="--set"):
+            spec.load(path, [wrong])
+
+
+def test_the_digest_sees_every_value_and_no_order():
+    one, same = spec.validate(tree()), spec.validate(dict(reversed(tree().items())))
+    other = spec.validate(tree(cost={"usd_per_hour": 9}))
+    assert one.digest() == same.digest() != other.digest()
+
+
+def test_candidates_have_plain_names_with_one_size_and_full_names_with_several():
+    assert [found.name for found in spec.validate(tree()).candidates()] == ["sft", "logit-kd", "feature-kd"]
+    several = tree(students=[{"name": "m", "layers": 3}, {"name": "s", "layers": 2}], arms=["sft", "logit-kd"])
+    names = [found.name for found in spec.validate(several).candidates()]
+    assert names == ["sft-m-fp32", "logit-kd-m-fp32", "sft-s-fp32", "logit-kd-s-fp32"]
+
+
+@pytest.mark.parametrize("name", ["default", "tiny"])
+def test_the_specs_that_come_with_featkd_are_valid(name):
+    assert spec.load(SPECS / f"{name}.yaml").candidates()
+
+
+def test_every_field_is_described():
+    def check(model, path):
+        for name, field in model.model_fields.items():
+            section = spec._section_of(field.annotation)
+            if section is not None:
+                check(section, f"{path}.{name}")
+            else:
+                assert field.description, f"{path}.{name} has no description"
+
+    check(spec.Spec, "spec")
