@@ -53,9 +53,10 @@ def run_child(
     workdir = Path(workdir)
     job_path, log_path = workdir / "job.json", workdir / "child.log"
     job_path.write_text(json.dumps(job), encoding="utf-8")
+    # -P: a folder named tasks or featkd in the user's working folder must not be taken for ours
     with log_path.open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", module, str(job_path)],
+            [sys.executable, "-P", "-m", module, str(job_path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

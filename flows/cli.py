@@ -47,7 +47,7 @@ def run(
         from flows import poc
 
         session.ready()
-        outcome = poc.run(poc_spec, home)
+        outcome = poc.run(poc_spec, root.resolve())
     _emit(outcome)
     return NO_GO if fail_on and outcome["recommendation"]["code"] in SAID_NO else DONE
 
@@ -133,20 +133,21 @@ def main() -> None:
 
 def _guarded(arguments: list[str]) -> int:
     try:
-        return app(arguments, prog_name="featkd", standalone_mode=False) or DONE
+        code = app(arguments, prog_name="featkd", standalone_mode=False) or DONE
     except InputError as error:
         return _end(WRONG_INPUT, str(error))
     except RunError as error:
         details = f" (details: {_write_log(arguments, error)})" if getattr(error, "__notes__", None) else ""
         return _end(FAILED, f"{error}{details}")
     except (KeyboardInterrupt, typer.Abort):
-        return _end(INTERRUPTED, "interrupted; the same command goes on where this one stopped")
-    except typer.Exit as leave:
-        return leave.exit_code
+        code = INTERRUPTED
     except Exception as error:
         if hasattr(error, "format_message"):
             return _end(WRONG_INPUT, f"{error.format_message().rstrip('.')}; see featkd --help")
         return _end(FAILED, f"{type(error).__name__}: {error} (details: {_write_log(arguments, error)})")
+    if code == INTERRUPTED:  # typer turns Ctrl-C into its own status
+        return _end(code, "interrupted; the same command goes on where this one stopped")
+    return code
 
 
 def _end(code: int, message: str) -> int:

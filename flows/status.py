@@ -93,9 +93,9 @@ def diagnose(home: Path) -> dict[str, Any]:
 
 
 def shadows(path: list[str]) -> list[tuple[str, str]]:
-    """(package, folder) of each foreign package that would be, or has been, imported instead of ours."""
+    """(package, folder) of each foreign package that Python finds before ours."""
     found = {}
-    for entry in ["", *path]:
+    for entry in path:
         folder = Path(entry).resolve()
         if folder == OURS:
             break

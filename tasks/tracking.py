@@ -42,7 +42,7 @@ NOT_PARAMETERS = ("gates", "students")
 def log(context: Context, result: Result, run_dir: Path) -> dict[str, Any]:
     """Track a finished run; returns {tracking_uri, experiment_id, run_id}."""
     with context.log.timed("mlflow") as entry:
-        tracked = log_poc(result, run_dir, summary_markdown(result, context.spec.report.languages[0]), context.root)
+        tracked = log_poc(result, run_dir, summary_markdown(result, context.spec.report.languages[0]), context.home)
         entry["note"] = tracked["tracking_uri"]
     return tracked
 
@@ -64,14 +64,14 @@ def client(home: Path) -> mlflow.MlflowClient:
     return found
 
 
-def log_poc(result: Result, run_dir: Path, summary_markdown: str, root: Path) -> dict[str, Any]:
-    """Log the run with its children. `root` is the .featkd folder; `run_dir` holds result.json and report*.html.
+def log_poc(result: Result, run_dir: Path, summary_markdown: str, home: Path) -> dict[str, Any]:
+    """Log the run with its children. `home` is the .featkd folder; `run_dir` holds result.json and report*.html.
 
     Raises RunError when the store does not answer; the run folder is complete without it.
     """
     try:
-        store = client(root)
-        experiment = _experiment(store, result, Path(root).resolve())
+        store = client(home)
+        experiment = _experiment(store, result, Path(home).resolve())
         with _run(store, experiment, result.run_id, _parent_tags(result, summary_markdown)) as parent:
             _again(store.log_batch, parent, params=_params(result))
             _again(store.log_inputs, parent, datasets=[_dataset(result)])
@@ -81,8 +81,8 @@ def log_poc(result: Result, run_dir: Path, summary_markdown: str, root: Path) ->
                 _again(store.log_artifact, parent, str(path))
     except (MlflowException, OSError) as error:
         reason = str(error).partition("\n")[0][:300]
-        raise RunError(f"MLflow at {tracking_uri(root)}: {reason}; the run itself is complete: {run_dir}") from error
-    return {"tracking_uri": tracking_uri(root), "experiment_id": experiment, "run_id": parent}
+        raise RunError(f"MLflow at {tracking_uri(home)}: {reason}; the run itself is complete: {run_dir}") from error
+    return {"tracking_uri": tracking_uri(home), "experiment_id": experiment, "run_id": parent}
 
 
 def _again(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
@@ -247,7 +247,7 @@ def serve_ui(home: Path, port: int) -> int:
             raise InputError(f"--port {port}: in use; write another one") from None
     client(home)
     places = ["--backend-store-uri", uri, "--artifacts-destination", str(home / "mlartifacts")]
-    command = [sys.executable, "-m", "mlflow", "server", *places, "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-P", "-m", "mlflow", "server", *places, "--host", "127.0.0.1", "--port", str(port)]
     process = subprocess.Popen([*command, "--workers", "1"], stdout=sys.stderr, cwd=home, start_new_session=True)
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
