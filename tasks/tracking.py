@@ -248,7 +248,10 @@ def serve_ui(home: Path, port: int) -> int:
     client(home)
     places = ["--backend-store-uri", uri, "--artifacts-destination", str(home / "mlartifacts")]
     command = [sys.executable, "-P", "-m", "mlflow", "server", *places, "--host", "127.0.0.1", "--port", str(port)]
-    process = subprocess.Popen([*command, "--workers", "1"], stdout=sys.stderr, cwd=home, start_new_session=True)
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    process = subprocess.Popen(
+        [*command, "--workers", "1"], stdout=sys.stderr, cwd=home, env=environment, start_new_session=True
+    )
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         return process.wait()
