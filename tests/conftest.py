@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 def exported(tmp_path_factory):
     """kind -> SimpleNamespace(hf, onnx, parity, probe): a tiny random model of that kind and its ONNX export."""
     import tiny_models
+
     from featkd.deploy.export import export
 
     made = {}
@@ -23,7 +24,8 @@ def exported(tmp_path_factory):
             hf = tiny_models.save(kind, folder / "hf")
             probe = tiny_models.probe(hf)
             parity = export(hf, folder / "onnx", probe, 1e-4, 2, graphs=folder / "graphs")
-            made[kind] = SimpleNamespace(hf=hf, onnx=folder / "onnx", parity=parity, probe=probe, graphs=folder / "graphs")
+            paths = {"hf": hf, "onnx": folder / "onnx", "graphs": folder / "graphs"}
+            made[kind] = SimpleNamespace(**paths, parity=parity, probe=probe)
         return made[kind]
 
     return make

@@ -21,11 +21,14 @@ def program(model: Any, trace: Callable[[Any], Any], graphs: Path) -> Any:
     import onnx_ir
 
     folder = graphs / _shape_digest(model)
-    if not (folder / "weights.json").is_file() and not _make(model, trace, folder):
+    if not (folder / "weights.json").is_file():
+        _make(model, trace, folder)
+    places = json.loads((folder / "weights.json").read_text())
+    if not places:
         return trace(model)
     filled = onnx_ir.load(str(folder / "graph.onnx"))
     state = {name: value.detach().numpy() for name, value in model.named_parameters()}
-    for name, parts in json.loads((folder / "weights.json").read_text()).items():
+    for name, parts in places.items():
         arrays = [state[parameter].T if transposed else state[parameter] for parameter, transposed in parts]
         array = np.ascontiguousarray(np.concatenate(arrays, axis=-1))
         filled.graph.initializers[name].const_value = onnx_ir.tensor(array, name=name)
@@ -45,14 +48,14 @@ def _shape_digest(model: Any) -> str:
     return digest([json.loads(json.dumps(config, default=str)), type(model).__name__, shapes, versions, source])[:20]
 
 
-def _make(model: Any, trace: Callable[[Any], Any], folder: Path) -> bool:
-    """Trace with random weights and save graph and map. False if the map is not whole."""
+def _make(model: Any, trace: Callable[[Any], Any], folder: Path) -> None:
+    """Trace with random weights and save graph and map; an empty map if it is not whole."""
     import onnx_ir
     import torch
 
     parameters = dict(model.named_parameters())
     if any(value.is_floating_point() for name, value in model.state_dict().items() if _is_buffer(model, name)):
-        return False
+        return _write_map({}, folder)
     own = {name: value.detach().clone() for name, value in parameters.items()}
     generator = torch.Generator().manual_seed(0)
     try:
@@ -66,7 +69,7 @@ def _make(model: Any, trace: Callable[[Any], Any], folder: Path) -> bool:
             for name, value in parameters.items():
                 value.copy_(own[name])
     if {parameter for parts in places.values() for parameter, _ in parts} != set(parameters):
-        return False
+        return _write_map({}, folder)
     for name in places:  # the graph is kept without weights
         initializer = graph.graph.initializers[name]
         dtype, shape = initializer.dtype, initializer.shape
@@ -76,10 +79,14 @@ def _make(model: Any, trace: Callable[[Any], Any], folder: Path) -> bool:
     aside = folder / f"graph.{os.getpid()}.onnx"
     onnx_ir.save(graph, str(aside))
     aside.replace(folder / "graph.onnx")
+    _write_map(places, folder)
+
+
+def _write_map(places: dict[str, Any], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f"weights.{os.getpid()}.json"
     aside.write_text(json.dumps(places))
     aside.replace(folder / "weights.json")
-    return True
 
 
 def _is_buffer(model: Any, name: str) -> bool:
@@ -111,12 +118,12 @@ def _parts(array: np.ndarray, known: dict[bytes, list[tuple[np.ndarray, Part]]])
     while column < array.shape[-1]:
         for candidate, part in known.get(_edge(array, column), []):
             end = column + candidate.shape[-1]
-            if candidate.shape[:-1] == array.shape[:-1] and np.array_equal(candidate, array[..., column:end]):
+            if np.array_equal(candidate, array[..., column:end]):
+                parts.append(part)
+                column = end
                 break
         else:
             return []
-        parts.append(part)
-        column = end
     return parts
 
 

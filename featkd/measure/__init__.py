@@ -1,1 +1,1 @@
-"""Evidence on the exported model: accuracy, fidelity, latency, memory, and the statistics that turn it into findings."""
+"""Evidence on the exported model: accuracy, fidelity, latency, memory, and the statistics behind each finding."""

@@ -47,7 +47,7 @@ def measure(
     from featkd.errors import InputError
 
     if len(prompt) < latency.prompt_tokens:
-        raise InputError(f"latency.prompt_tokens: {latency.prompt_tokens} is above the {len(prompt)} tokens of the probe")
+        raise InputError(f"latency.prompt_tokens: {latency.prompt_tokens} is above the probe's {len(prompt)} tokens")
     names = list(folders)
     rounds: dict[str, list[Raw]] = {name: [] for name in names}
     for number in range(latency.rounds):

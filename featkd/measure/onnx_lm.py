@@ -45,7 +45,7 @@ class OnnxLM(TemplateLM):
         from transformers import PretrainedConfig
 
         if tokenizer.eos_token_id is None and tokenizer.bos_token_id is None:
-            raise InputError("the tokenizer has neither an end nor a begin token: set eos_token in tokenizer_config.json")
+            raise InputError("the tokenizer has no end or begin token: set eos_token in tokenizer_config.json")
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         config = PretrainedConfig.from_dict(model.config)
         self.max_length = resolve_max_length(config, tokenizer, default=DEFAULT_MAX_LENGTH)

@@ -8,13 +8,13 @@ import tiny_models
 import torch
 
 from featkd.deploy import export as export_module
-from featkd.deploy import parity
+from featkd.deploy import parity, template
 from featkd.deploy.export import export
 from featkd.deploy.session import OnnxModel
 from featkd.errors import InputError, RunError
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral"])
 def test_true_export_passes_every_check(exported, kind):
     done = exported(kind)
     assert done.parity.passed and done.parity.max_abs_difference < 1e-5
@@ -43,6 +43,14 @@ def test_a_known_shape_is_filled_not_traced(exported, tmp_path, monkeypatch):
     monkeypatch.setattr(export_module, "_trace", no_trace)
     found = export(other, tmp_path / "onnx", done.probe, 1e-4, 2, graphs=done.graphs)
     assert found.passed
+
+
+def test_packed_parameters_are_recognised():
+    rng = np.random.default_rng(0)
+    q, k = rng.normal(size=(4, 8)), rng.normal(size=(2, 8))
+    known = {template._edge(array.T, 0): [(array.T, (name, True))] for name, array in (("q", q), ("k", k))}
+    assert template._parts(np.concatenate([q.T, k.T], axis=1), known) == [("q", True), ("k", True)]
+    assert template._parts(np.concatenate([q.T, 2 * k.T], axis=1), known) == []
 
 
 def test_a_graph_with_its_own_weights_is_the_same(exported, tmp_path):
@@ -108,6 +116,7 @@ def test_clear_errors(exported, tmp_path):
 
 
 def test_the_session_needs_neither_torch_nor_pydantic():
-    code = "import sys, featkd.deploy.session, featkd.measure.latency; print([m for m in ('torch', 'pydantic', 'transformers', 'pandas') if m in sys.modules])"
+    heavy = ("torch", "pydantic", "transformers", "pandas")
+    code = f"import sys, featkd.deploy.session, featkd.measure.latency; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
