@@ -56,8 +56,10 @@ class Data(Section):
     )
     label_prompt: str = Field("\n\nLibrary:", description="Text between a document and its label.")
     held_out: float = Field(0.05, gt=0, lt=0.5, description="Share of the documents held out for the tasks.")
-    min_chars: int = Field(1, ge=1, description="Shorter documents are dropped.")
-    max_chars: int = Field(20_000, ge=16, description="Longer documents are cut here.")
+    min_chars: int = Field(1, ge=1, description="Shorter documents and passages are dropped.")
+    max_chars: int = Field(
+        20_000, ge=16, description="Longer documents are split into passages, at paragraph ends where possible."
+    )
     max_documents: int | None = Field(None, ge=10, description="Keep at most so many documents (by content hash).")
 
     @model_validator(mode="after")
@@ -342,7 +344,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Spec:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"spec: no file {path}; `featkd init` writes one") from None
+        raise InputError(f"spec: no file {path}; start from flows/specs/default.yaml") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise InputError(f"spec: {path} cannot be read as YAML: {_one_line(error)}") from None
     if not isinstance(tree, dict):

@@ -1,9 +1,11 @@
 """Stages data, tokenizer, tokens and tasks: from the spec's source to token blocks and lm-eval tasks."""
 
+from pathlib import Path
 from typing import Any
 
+from featkd.child import run_child
 from featkd.spec import digest
-from featkd.store import Artefact, artefact_key
+from featkd.store import Artefact, artefact_key, file_sha256
 from tasks.context import Context
 from tasks.stages import obtain, stage
 
@@ -12,13 +14,19 @@ ROOMS = ["data"]
 
 @stage("data")
 def corpus(context: Context) -> Artefact:
-    from featkd.data import corpus, load
+    from featkd.data import load
 
     data = context.spec.data
     inputs = {"data": data.model_dump(mode="json", exclude={"files"}), "source": load.source_identity(data)}
     key = artefact_key(inputs, ROOMS, ["pandas"])
+
+    def build(out: Path) -> dict[str, Any]:
+        job = {"data": data.model_dump(mode="json"), "processes": context.threads, "out": str(out)}
+        with context.workdir() as workdir:
+            return run_child("featkd.data", job, workdir)
+
     return obtain(
-        context.log, "data", context.store, "corpus", key, lambda out: corpus.build(data, out),
+        context.log, "data", context.store, "corpus", key, build,
         note=lambda made: f"{made.meta['documents']:,} documents, {made.meta['characters'] / 1e6:.1f} MB",
     )  # fmt: skip
 
@@ -31,7 +39,7 @@ def tokenizer(context: Context, corpus: Artefact) -> Artefact:
     vocab_size = spec.teacher.train.vocab_size
     inputs = {"corpus": corpus.meta["digest"], "vocab_size": vocab_size, "label_prompt": spec.data.label_prompt}
 
-    def build(out: Any) -> dict[str, Any]:
+    def build(out: Path) -> dict[str, Any]:
         tokens.train_tokenizer(corpus.path, vocab_size, spec.data.label_prompt, spec.block_size, out)
         return {}
 
@@ -69,7 +77,7 @@ def quality_tasks(context: Context, corpus: Artefact, blocks: Artefact, tokenize
     spec = context.spec
     inputs = {"tokens": blocks.key, "window": window, "quality": spec.section("quality"), "data": spec.data.label_prompt}
 
-    def build(out: Any) -> dict[str, Any]:
+    def build(out: Path) -> dict[str, Any]:
         import numpy as np
 
         made = tokens.load_tokenizer(tokenizer)
@@ -82,12 +90,8 @@ def quality_tasks(context: Context, corpus: Artefact, blocks: Artefact, tokenize
     )  # fmt: skip
 
 
-def folder_digest(folder: Any) -> str:
+def folder_digest(folder: str | Path) -> str:
     """Digest of the files that make a tokenizer or a model, by name and content."""
-    from pathlib import Path
-
-    from featkd.store import file_sha256
-
     wanted = (".json", ".safetensors", ".model", ".txt", ".jinja")
     files = sorted(file for file in Path(folder).iterdir() if file.suffix in wanted)
     return digest({file.name: file_sha256(file) for file in files})

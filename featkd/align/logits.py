@@ -9,11 +9,27 @@ def cross_entropy(student: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(student.float(), targets)
 
 
-def forward_kl(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """T^2 * sum_v p log(p / q), p and q softened by T (arXiv 1503.02531). Logits [tokens, vocabulary]. Scalar.
+def log_probabilities(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """log softmax(logits / T), float32 [tokens, vocabulary]."""
+    return F.log_softmax(logits.float() / temperature if temperature != 1 else logits.float(), dim=-1)
 
-    T^2 keeps the gradient's size when T changes. The teacher's logits are constants.
+
+def forward_kl(log_q: torch.Tensor, log_p: torch.Tensor, temperature: float) -> torch.Tensor:
+    """T^2 * sum_v p log(p / q) (arXiv 1503.02531). Scalar, nats per token.
+
+    log_q, log_p: the student's and the teacher's `log_probabilities` at T. T^2 keeps the gradient's size when T
+    changes. The teacher's are constants.
     """
-    log_q = F.log_softmax(student.float() / temperature, dim=-1)
-    log_p = F.log_softmax(teacher.detach().float() / temperature, dim=-1)
-    return temperature**2 * F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+    return temperature**2 * F.kl_div(log_q, log_p.detach(), log_target=True, reduction="batchmean")
+
+
+def distillation_loss(
+    student: torch.Tensor, log_p: torch.Tensor, targets: torch.Tensor, temperature: float, ce_weight: float
+) -> torch.Tensor:
+    """forward_kl + ce_weight * cross_entropy. student: logits [tokens, vocabulary]; targets: ids [tokens]."""
+    log_q = log_probabilities(student, temperature)
+    loss = forward_kl(log_q, log_p, temperature)
+    if ce_weight == 0:
+        return loss
+    hard = F.nll_loss(log_q, targets) if temperature == 1 else cross_entropy(student, targets)
+    return loss + ce_weight * hard

@@ -17,17 +17,18 @@ VALID_SHARE = 0.2
 MIN_HELD_OUT = 8
 
 
-def build(data: spec.Data, out: Path) -> dict[str, Any]:
+def build(data: spec.Data, out: Path, processes: int = 1) -> dict[str, Any]:
     """Read, clean, split and snapshot the documents. Returns the meta: counts and the content digest.
 
-    The split depends on each document's content alone, so that a refresh keeps every old document on its side.
+    The split depends on each document's content alone, so that a refresh keeps every old document on its side, and
+    the passages of a long document stay together.
     Raises InputError when too little is left.
     """
     import pandas
 
-    rows = _clean(data)
+    rows = _clean(data, processes)
     for row in rows:
-        row["part"] = _part(row["id"], data.held_out)
+        row["part"] = _part(row.pop("origin"), data.held_out)
     kept = _without_near_duplicates(rows)
     _check_enough(kept, data)
     frame = pandas.DataFrame(kept, columns=["id", "part", "prompt", "text", "label"])
@@ -54,16 +55,29 @@ def documents(folder: Path, part: str) -> list[dict[str, Any]]:
     return frame.where(frame.notna(), None).to_dict("records")
 
 
-def _clean(data: spec.Data) -> list[dict[str, Any]]:
+def _clean(data: spec.Data, processes: int) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
-    for document in read(data):
-        text = document["text"].replace("\x00", "").strip()[: data.max_chars]
-        prompt = document["prompt"].replace("\x00", "").strip()
-        if len(text) < data.min_chars:
-            continue
-        identity = digest([prompt, text])[:20]
-        found.setdefault(identity, {"id": identity, "prompt": prompt, "text": text, "label": document["label"]})
+    for document in read(data, processes):
+        text, prompt = (document[name].replace("\x00", "").strip() for name in ("text", "prompt"))
+        origin = digest([prompt, text])[:20]
+        for passage in _passages(text, data.max_chars):
+            if len(passage) < data.min_chars:
+                continue
+            identity = digest([prompt, passage])[:20]
+            row = {"id": identity, "origin": origin, "prompt": prompt, "text": passage, "label": document["label"]}
+            found.setdefault(identity, row)
     return [found[identity] for identity in sorted(found)][: data.max_documents]
+
+
+def _passages(text: str, limit: int) -> list[str]:
+    """The text in passages of at most `limit` characters, cut after a paragraph, a line or a word if there is one."""
+    passages = []
+    while len(text) > limit:
+        cuts = (text.rfind(mark, limit // 2, limit) for mark in ("\n\n", "\n", " "))
+        cut = next((found for found in cuts if found > 0), limit)
+        passages.append(text[:cut].strip())
+        text = text[cut:].strip()
+    return [*passages, text]
 
 
 def _part(identity: str, held_out: float) -> str:

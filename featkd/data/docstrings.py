@@ -10,6 +10,8 @@ import inspect
 import sysconfig
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 from featkd.errors import InputError
@@ -18,13 +20,19 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 SKIPPED_PARTS = {"tests", "test", "testing", "idlelib", "lib2to3", "site-packages", "dist-packages", "vendor", "_vendor"}
 
 
-def read(packages: list[str], min_chars: int) -> Iterator[dict[str, str]]:
-    """Documents {text, label}: one per distinct docstring; the label is the package's import name."""
-    for package in packages:
-        for file in _sources(package):
-            for text in _docstrings(file):
-                if len(text) >= min_chars:
-                    yield {"text": text, "label": package}
+def read(packages: list[str], min_chars: int, processes: int = 1) -> Iterator[dict[str, str]]:
+    """Documents {text, label}, in a fixed order: every docstring; the label is the package's import name."""
+    places = [(package, file) for package in packages for file in _sources(package)]
+    for (package, _), texts in zip(places, _parse([file for _, file in places], processes), strict=True):
+        yield from ({"text": text, "label": package} for text in texts if len(text) >= min_chars)
+
+
+def _parse(files: list[Path], processes: int) -> Iterator[list[str]]:
+    if processes == 1:
+        yield from map(_docstrings, files)
+        return
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        yield from pool.map(_docstrings, files, chunksize=64)
 
 
 def _sources(package: str) -> list[Path]:
@@ -41,13 +49,12 @@ def _sources(package: str) -> list[Path]:
     return sorted(file for file in root.rglob("*.py") if not SKIPPED_PARTS & set(file.relative_to(root).parts))
 
 
-def _docstrings(file: Path) -> Iterator[str]:
+def _docstrings(file: Path) -> list[str]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError):
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, DOCUMENTED) and (text := ast.get_docstring(node)):
-            yield inspect.cleandoc(text).strip()
+        return []
+    found = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, DOCUMENTED))
+    return [inspect.cleandoc(text).strip() for text in found if text]

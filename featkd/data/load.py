@@ -35,13 +35,13 @@ def source_identity(data: spec.Data) -> dict[str, Any]:
     return {"hub": data.hub, "revision": _hub_revision(data.hub or "")}
 
 
-def read(data: spec.Data) -> Iterator[dict[str, Any]]:
+def read(data: spec.Data, processes: int = 1) -> Iterator[dict[str, Any]]:
     """Documents {prompt, text, label}: `prompt` is '' for plain text, `label` None where there is no class.
 
     Raises InputError for a missing file, an unreadable one, or a column that is not there.
     """
     if data.builtin:
-        for document in docstrings.read(data.packages, data.min_chars):
+        for document in docstrings.read(data.packages, data.min_chars, processes):
             yield {"prompt": "", **document}
         return
     for row in _rows(data):

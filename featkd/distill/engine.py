@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from featkd import spec
 from featkd.align.features import feature_terms, feature_weight
 from featkd.align.layers import layer_pairs, projectors
-from featkd.align.logits import cross_entropy, forward_kl
+from featkd.align.logits import cross_entropy, distillation_loss, log_probabilities
 from featkd.errors import RunError
+from featkd.models.forward import Forward, Output
 
 IGNORED = -100
 DATA_SEED = 0
@@ -38,6 +40,7 @@ class Learner:
     pairs: list[tuple[int, int]] = field(default_factory=list)
     projectors: torch.nn.ModuleList = field(default_factory=torch.nn.ModuleList)
     optimiser: Any = None
+    forward: Any = None
     seconds: float = 0.0
     curve: list[dict[str, float]] = field(default_factory=list)
 
@@ -85,23 +88,26 @@ def train(
 ) -> dict[str, float]:
     """Train all learners on the same batches. Blocks: int32 [2, blocks, block_size], ids and labels.
 
-    `on_step(step=, steps=, loss=, tokens_per_s=)` is called after each step. Returns {"teacher_seconds", "steps",
+    `on_step(step=, steps=, loss=, tokens_per_s=)` is called after each step, with the first learner's loss. Returns {"teacher_seconds", "steps",
     "tokens"}. Raises RunError when a loss is not finite.
     """
     block = train_blocks.shape[2]
     steps = max(1, math.ceil(training.tokens / (training.batch_size * block)))
     _prepare(learners, teacher, training, distillation, run)
+    taught_by = Forward(teacher) if teacher is not None else None
     marks = {round(point * steps / CURVE_POINTS) for point in range(1, CURVE_POINTS + 1)} | {steps}
     teacher_seconds, started = 0.0, time.monotonic()
     for step, batch in enumerate(_batches(train_blocks, training.batch_size, steps)):
         ids, labels = (torch.from_numpy(part.astype(np.int64)).to(run.device) for part in batch)
         clock = time.monotonic()
-        signal = _teacher_signal(teacher, learners, ids, labels, run)
+        signal = _teacher_signal(taught_by, learners, ids, labels, distillation.temperature, run)
         teacher_seconds += time.monotonic() - clock
+        losses = []
         for learner in learners:
             clock = time.monotonic()
             loss = _step(learner, signal, ids, labels, training, distillation, step, steps, run)
             learner.seconds += time.monotonic() - clock
+            losses.append(loss)
             if not math.isfinite(loss):
                 raise RunError(
                     f"training: the loss of {learner.name} is {loss} at step {step + 1} of {steps}; lower the "
@@ -110,15 +116,15 @@ def train(
         done = (step + 1) * training.batch_size * block
         if step + 1 in marks:
             for learner in learners:
-                learner.curve.append({"tokens": done, "validation_loss": evaluate(learner.model, valid_blocks, run)})
-        on_step(step=step + 1, steps=steps, loss=loss, tokens_per_s=done / (time.monotonic() - started))
+                learner.curve.append({"tokens": done, "validation_loss": evaluate(learner.forward, valid_blocks, run)})
+        on_step(step=step + 1, steps=steps, loss=losses[0], tokens_per_s=done / (time.monotonic() - started))
     return {"teacher_seconds": teacher_seconds, "steps": steps, "tokens": steps * training.batch_size * block}
 
 
 @torch.no_grad()
-def evaluate(model: Any, blocks: np.ndarray, run: Runtime, batch_size: int = 16) -> float:
+def evaluate(forward: Forward, blocks: np.ndarray, run: Runtime, batch_size: int = 16) -> float:
     """Mean cross-entropy over the learned tokens of the blocks, nats per token."""
-    model.eval()
+    forward.model.eval()
     total, count = 0.0, 0
     for start in range(0, blocks.shape[1], batch_size):
         ids, labels = (
@@ -126,10 +132,10 @@ def evaluate(model: Any, blocks: np.ndarray, run: Runtime, batch_size: int = 16)
         )
         keep, targets = _targets(labels)
         with run.autocast():
-            logits = model(input_ids=ids, use_cache=False).logits
-        total += float(cross_entropy(logits[:, :-1][keep], targets)) * len(targets)
+            logits = forward(ids, keep).logits
+        total += float(cross_entropy(logits, targets)) * len(targets)
         count += len(targets)
-    model.train()
+    forward.model.train()
     return total / max(count, 1)
 
 
@@ -140,6 +146,7 @@ def _prepare(
         teacher.to(run.device).eval().requires_grad_(False)
     for learner in learners:
         learner.model.to(run.device).train()
+        learner.forward = Forward(learner.model)
         if learner.needs_features:
             config, teacher_config = learner.model.config, teacher.config
             learner.pairs = layer_pairs(
@@ -172,24 +179,28 @@ def _batches(blocks: np.ndarray, batch_size: int, steps: int) -> Any:
 
 
 def _targets(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """keep [batch, block - 1]: positions whose next token is learned; targets: those next tokens [tokens]."""
-    following = labels[:, 1:]
+    """keep [batch, block]: positions whose next token is learned; targets: those next tokens [tokens]."""
+    following = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
     keep = following != IGNORED
     return keep, following[keep]
 
 
 @torch.no_grad()
 def _teacher_signal(
-    teacher: Any, learners: list[Learner], ids: torch.Tensor, labels: torch.Tensor, run: Runtime
+    teacher: Forward | None,
+    learners: list[Learner],
+    ids: torch.Tensor,
+    labels: torch.Tensor,
+    temperature: float,
+    run: Runtime,
 ) -> dict[str, Any]:
-    """Teacher logits [tokens, vocabulary] at the learned positions and hidden states [batch, block, hidden]."""
+    """Teacher log-probabilities [tokens, vocabulary] at the learned positions, hidden states [batch, block, hidden]."""
     if teacher is None or not any(learner.needs_logits for learner in learners):
         return {}
     keep, _ = _targets(labels)
     with run.autocast():
-        features = any(learner.needs_features for learner in learners)
-        output = teacher(input_ids=ids, use_cache=False, output_hidden_states=features)
-    return {"logits": output.logits[:, :-1][keep].float(), "hidden": output.hidden_states}
+        output = teacher(ids, keep, hidden=any(learner.needs_features for learner in learners))
+    return {"log_p": log_probabilities(output.logits, temperature), "hidden": output.hidden}
 
 
 def _step(
@@ -208,9 +219,8 @@ def _step(
         return 0.0
     torch.manual_seed(learner.seed * 1_000_003 + step)
     with run.autocast():
-        output = learner.model(input_ids=ids, use_cache=False, output_hidden_states=learner.needs_features)
-        logits = output.logits[:, :-1][keep]
-        loss = _loss(learner, output, logits, targets, labels != IGNORED, signal, distillation, step / steps)
+        output = learner.forward(ids, keep, hidden=learner.needs_features)
+        loss = _loss(learner, output, targets, labels != IGNORED, signal, distillation, step / steps)
     value = float(loss.detach())
     if not math.isfinite(value):
         return value
@@ -226,24 +236,23 @@ def _step(
 
 def _loss(
     learner: Learner,
-    output: Any,
-    logits: torch.Tensor,
+    output: Output,
     targets: torch.Tensor,
     valid: torch.Tensor,
     signal: dict[str, Any],
     distillation: spec.Distillation,
     progress: float,
 ) -> torch.Tensor:
-    hard = cross_entropy(logits, targets)
     if not learner.needs_logits:
-        return hard
-    teacher_logits = signal["logits"][:, : logits.shape[-1]]
-    loss = forward_kl(logits, teacher_logits, distillation.temperature) + distillation.ce_weight * hard
+        return cross_entropy(output.logits, targets)
+    loss = distillation_loss(
+        output.logits, signal["log_p"], targets, distillation.temperature, distillation.ce_weight
+    )
     strength = feature_weight(progress, distillation.decay)
     if not learner.needs_features or strength == 0:
         return loss
     for (s, t), projector in zip(learner.pairs, learner.projectors, strict=True):
-        student = output.hidden_states[s][valid]
+        student = output.hidden[s][valid]
         terms = feature_terms(student, projector(student), signal["hidden"][t][valid])
         weighted = (
             distillation.l2_weight * terms["l2"]

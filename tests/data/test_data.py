@@ -81,6 +81,18 @@ def test_the_corpus_is_deduplicated_and_split_by_content(tmp_path):
     assert corpus.documents(one, "test") == corpus.documents(two, "test")
 
 
+def test_long_documents_are_split_into_passages_that_stay_on_one_side(tmp_path):
+    paragraphs = [TEXTS[n : n + 6] for n in range(0, 180, 6)]
+    rows = [{"text": "\n\n".join(group)} for group in paragraphs]
+    corpus.build(data(write(tmp_path, "a.jsonl", rows), max_chars=700), tmp_path)
+    sides = {part: {row["text"] for row in corpus.documents(tmp_path, part)} for part in ("train", "valid", "test")}
+    assert sum(map(len, sides.values())) > len(rows)
+    assert max(len(text) for side in sides.values() for text in side) <= 700
+    for group in paragraphs:
+        text = "\n\n".join(group)
+        assert sum(any(passage in text for passage in side) for side in sides.values()) == 1
+
+
 def test_near_duplicates_of_training_text_are_not_held_out(tmp_path):
     rows = [{"text": text} for text in TEXTS]
     rows += [{"text": text + " indeed"} for text in TEXTS]

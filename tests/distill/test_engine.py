@@ -1,0 +1,200 @@
+"""The engine: fair, repeatable, arms independent of each other, nothing of the loss left in the student."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+
+from featkd import spec
+from featkd.child import run_child
+from featkd.distill import engine
+from featkd.errors import InputError, RunError
+from featkd.models import student, teacher
+
+TRAINING = spec.Optimisation(tokens=8 * 4 * 32, batch_size=4, learning_rate=3e-3)
+RUN = engine.Runtime("cpu", bf16=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A teacher folder and token blocks beside it."""
+    root = tmp_path_factory.mktemp("distill")
+    tiny_models.save("llama", root / "teacher")
+    rng = np.random.default_rng(0)
+    for part, blocks in (("train", 24), ("valid", 4)):
+        ids = rng.integers(1, 300, (blocks, 32), dtype=np.int32)
+        np.save(root / f"{part}.npy", np.stack([ids, ids]))
+    return root
+
+
+def students(folder, arms, size=None):
+    size = size or spec.Student(name="s", layers=1, hidden_size=16, heads=2, intermediate_size=32)
+    made = teacher.load(folder / "teacher")
+    return made, [engine.Learner(arm, arm, student.build(size, made, 0)[0], 0) for arm in arms]
+
+
+def train(folder, arms, size=None, training=TRAINING, distillation=None):
+    made, learners = students(folder, arms, size)
+    blocks = [np.load(folder / f"{part}.npy") for part in ("train", "valid")]
+    distillation = distillation or spec.Distillation()
+    engine.train(learners, made, *blocks, training, distillation, RUN, lambda **fields: None)
+    return {learner.arm: learner for learner in learners}
+
+
+def weights(learner):
+    return {name: value.clone() for name, value in learner.model.state_dict().items()}
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_an_arm_has_the_same_weights_alone_and_beside_others(folder):
+    together = train(folder, ["sft", "logit-kd", "feature-kd"])
+    for arm in together:
+        assert same(weights(train(folder, [arm])[arm]), weights(together[arm])), arm
+    assert not same(weights(together["logit-kd"]), weights(together["feature-kd"]))
+    assert not same(weights(together["logit-kd"]), weights(together["sft"]))
+
+
+def test_all_arms_start_from_the_same_weights(folder):
+    _, learners = students(folder, ["sft", "logit-kd", "feature-kd"])
+    assert same(weights(learners[0]), weights(learners[1])) and same(weights(learners[0]), weights(learners[2]))
+
+
+def test_without_weights_feature_kd_is_logit_kd(folder):
+    none = spec.Distillation(l2_weight=0, direction_weight=0, norm_weight=0)
+    found = train(folder, ["logit-kd", "feature-kd"], distillation=none)
+    assert same(weights(found["logit-kd"]), weights(found["feature-kd"]))
+
+
+def test_distillation_brings_the_student_nearer_to_the_teacher(folder):
+    long = spec.Optimisation(tokens=100 * 4 * 32, batch_size=4, learning_rate=3e-3)
+    found = train(folder, ["sft", "logit-kd"], training=long)
+    made = teacher.load(folder / "teacher").eval()
+    ids = torch.from_numpy(np.load(folder / "valid.npy")[0].astype(np.int64))
+    with torch.no_grad():
+        target = made(input_ids=ids).logits.log_softmax(-1)
+        distance = {
+            arm: float((target.exp() * (target - learner.model.eval()(input_ids=ids).logits.log_softmax(-1))).sum(-1).mean())
+            for arm, learner in found.items()
+        }
+    assert distance["logit-kd"] < distance["sft"]
+
+
+def test_the_teacher_does_not_change(folder):
+    made, learners = students(folder, ["feature-kd"])
+    before = {name: value.clone() for name, value in made.state_dict().items()}
+    blocks = [np.load(folder / f"{part}.npy") for part in ("train", "valid")]
+    engine.train(learners, made, *blocks, TRAINING, spec.Distillation(), RUN, lambda **fields: None)
+    assert same(before, made.state_dict())
+
+
+def test_positions_that_are_not_learned_count_for_nothing(folder):
+    ids = np.load(folder / "valid.npy")[0][:2]
+    labels = ids.copy()
+    labels[:, :20] = engine.IGNORED
+    model = students(folder, ["sft"])[1][0].model
+    full = engine.evaluate(engine.Forward(model), np.stack([ids, labels]), RUN)
+    by_hand = torch.nn.functional.cross_entropy(
+        model(input_ids=torch.from_numpy(ids.astype(np.int64))).logits[:, 19:-1].reshape(-1, model.config.vocab_size),
+        torch.from_numpy(ids[:, 20:].astype(np.int64)).reshape(-1),
+    )
+    assert full == pytest.approx(float(by_hand.detach()), rel=1e-5)
+
+
+def test_nan_ends_with_one_line_that_names_the_arm_and_the_step(folder):
+    wild = spec.Optimisation(tokens=50 * 4 * 32, batch_size=4, learning_rate=1e30, grad_clip=1e30)
+    with pytest.raises(RunError, match=r"the loss of sft is (nan|inf) at step \d+ of 50; lower the learning_rate"):
+        train(folder, ["sft"], training=wild)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "qwen2", "gemma"])
+def test_students_of_other_families(kind, tmp_path):
+    made = teacher.load(tiny_models.save(kind, tmp_path, layers=3))
+    narrow = spec.Student(name="s", layers=1, hidden_size=16, heads=2, intermediate_size=24)
+    model, copied = student.build(narrow, made, 0)
+    assert (model.config.num_hidden_layers, model.config.hidden_size, copied) == (1, 16, 0.0)
+    assert model(input_ids=torch.ones(1, 4, dtype=torch.long)).logits.shape[-1] == made.config.vocab_size
+    copied_model, share = student.build(spec.Student(name="c", layers=2, init="copy"), made, 0)
+    assert share == 1.0
+    last = [name for name in made.state_dict() if ".2." in name][0]
+    assert torch.equal(copied_model.state_dict()[last.replace(".2.", ".1.")], made.state_dict()[last])
+
+
+def test_shapes_that_do_not_fit_are_refused(folder):
+    made = teacher.load(folder / "teacher")
+    with pytest.raises(InputError, match="heads do not divide"):
+        student.student_config(spec.Student(name="s", layers=1, hidden_size=18, heads=4), made.config)
+    with pytest.raises(InputError, match="cannot be copied"):
+        student.build(spec.Student(name="s", layers=9, init="copy"), made, 0)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "no config.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no .safetensors"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"cut"), "cannot be loaded"),
+    ],
+)
+def test_teacher_folders_that_cannot_be_used(tmp_path, spoil, expected):
+    tiny_models.save("llama", tmp_path)
+    spoil(tmp_path)
+    with pytest.raises(InputError, match=expected) as raised:
+        teacher.load(teacher.locate(str(tmp_path)))
+    assert "\n" not in str(raised.value)
+
+
+def test_the_child_writes_plain_checkpoints_twice_the_same(folder, tmp_path):
+    digests = []
+    for attempt in ("one", "two"):
+        out = tmp_path / attempt
+        out.mkdir()
+        job = {
+            "mode": "students",
+            "teacher": str(folder / "teacher"),
+            "tokenizer": str(folder / "teacher"),
+            "tokens": str(folder),
+            "students": [
+                {
+                    "name": "feature-kd-s-0",
+                    "arm": "feature-kd",
+                    "seed": 0,
+                    "size": {"name": "s", "layers": 1, "hidden_size": 16, "heads": 2, "intermediate_size": 32},
+                }
+            ],
+            "training": TRAINING.model_dump(mode="json"),
+            "distillation": {},
+            "compute": {"threads": 2, "precision": "bf16"},
+            "out": str(out),
+        }
+        events = []
+        done = run_child("featkd.distill", job, out, on_event=events.append)
+        meta = done["models"]["feature-kd-s-0"]
+        digests.append(meta["weights_sha256"])
+        assert events[-1]["step"] == events[-1]["steps"] == meta["steps"] == 8
+        assert len(meta["curve"]) == 8
+    assert digests[0] == digests[1]
+    from safetensors import safe_open
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    checkpoint = tmp_path / "one" / "feature-kd-s-0"
+    AutoModelForCausalLM.from_pretrained(checkpoint)
+    AutoTokenizer.from_pretrained(checkpoint)
+    with safe_open(checkpoint / "model.safetensors", framework="pt") as file:
+        assert not [name for name in file.keys() if "proj" in name and "model.layers" not in name]  # noqa: SIM118
+    assert json.loads((checkpoint / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])
+def test_logits_of_kept_positions_are_the_model_s_own(kind, tmp_path):
+    made = teacher.load(tiny_models.save(kind, tmp_path)).eval()
+    ids = torch.arange(12).reshape(2, 6) + 1
+    keep = torch.tensor([[0, 1, 1, 0, 0, 1], [1, 0, 0, 0, 0, 1]], dtype=torch.bool)
+    forward = engine.Forward(made)
+    assert forward.plain == (kind != "gemma2"), "gemma2 caps its logits"
+    with torch.no_grad():
+        assert torch.allclose(forward(ids, keep).logits, made(input_ids=ids).logits[keep], atol=1e-5)
