@@ -36,12 +36,12 @@ clean:
 # Everything goes to stderr: the last line on stdout is the JSON document of the command that wanted the folder.
 .venv/.installed: pyproject.toml constraints.txt
 	@exec 1>&2; \
-	for python in python3.13 python3.12 python3.11 python3; do \
-	    if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then \
+	for python in python3.13 python3.12 python3.11 python3.14 python3; do \
+	    if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null; then \
 	        found=$$python; break; \
 	    fi; \
 	done; \
-	if [ -z "$$found" ]; then echo 'featkd needs Python 3.11, 3.12 or 3.13 on the PATH'; exit 1; fi; \
+	if [ -z "$$found" ]; then echo 'featkd needs Python 3.11 to 3.14 on the PATH'; exit 1; fi; \
 	[ -x $(BIN)/python ] || $$found -m venv .venv || exit 1; \
 	echo 'installing the pinned dependencies into .venv (one to several minutes)'; \
 	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e '.[dev]' && touch $@

@@ -114,7 +114,9 @@ class GateOutcome(Part):
 
 class Decision(Part):
     verdict: Verdict | None = None
-    why: str | None = Field(None, description="Code: gates, no-gates, baseline, parity-failed, not-run, teacher-inadequate.")
+    why: str | None = Field(
+        None, description="Code: gates, no-gates, baseline, parity-failed, not-run, teacher-inadequate."
+    )
     gates: list[GateOutcome] = Field(default_factory=list)
 
 

@@ -36,7 +36,8 @@ class Data(Section):
         None, description="A corpus that needs no download: docstrings of installed packages."
     )
     packages: list[str] = Field(
-        default_factory=list, description="Import names read by `builtin: docstrings`; 'stdlib' is the standard library."
+        default_factory=list,
+        description="Import names read by `builtin: docstrings`; 'stdlib' is the standard library.",
     )
     files: list[str] = Field(
         default_factory=list,

@@ -73,7 +73,11 @@ class Store:
             return None
         except (json.JSONDecodeError, UnicodeDecodeError):
             manifest = {}
-        if not isinstance(manifest, dict) or manifest.get("key") != key or not _intact(folder, manifest.get("files", {})):
+        if (
+            not isinstance(manifest, dict)
+            or manifest.get("key") != key
+            or not _intact(folder, manifest.get("files", {}))
+        ):
             self._set_aside(folder)
             return None
         return Artefact(kind, key, folder, manifest["meta"])

@@ -1,6 +1,6 @@
 """The whole PoC: prepare data, teacher, distil, export, measure, price, judge, report, track.
 
-    run(spec, root)      # from Python; `featkd run SPEC` on the command line
+run(spec, root)      # from Python; `featkd run SPEC` on the command line
 """
 
 import uuid
@@ -118,12 +118,9 @@ class Poc:
     def result(self, run_id: str) -> Result:
         """Price and judge. Empty candidates keep the reason why."""
         adequacy = self.adequacy()
-        if adequacy.action == "stopped":
-            for found in self.evidence.values():
-                found.why = "teacher-inadequate" if found.why == "not-run" else found.why
         evidence = list(self.evidence.values())
         with self.context.log.timed("roi"):
-            candidates = assemble.candidates(self.spec, evidence, self.chance)
+            candidates = assemble.candidates(self.spec, evidence, self.chance, adequacy.action == "stopped")
         with self.context.log.timed("gates") as entry:
             recommendation = verdict.recommend(candidates, adequacy.adequate)
             entry["note"] = ", ".join(

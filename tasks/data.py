@@ -75,7 +75,12 @@ def quality_tasks(context: Context, corpus: Artefact, blocks: Artefact, tokenize
     from featkd.data import tasks, tokens
 
     spec = context.spec
-    inputs = {"tokens": blocks.key, "window": window, "quality": spec.section("quality"), "data": spec.data.label_prompt}
+    inputs = {
+        "tokens": blocks.key,
+        "window": window,
+        "quality": spec.section("quality"),
+        "data": spec.data.label_prompt,
+    }
 
     def build(out: Path) -> dict[str, Any]:
         import numpy as np

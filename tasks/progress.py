@@ -1,7 +1,7 @@
 """A live line for long work, fed by the events of a child process (featkd/child.py).
 
-    with Progress("teacher") as progress:
-        run_child("featkd.distill.worker", job, workdir, on_event=progress)
+with Progress("teacher") as progress:
+    run_child("featkd.distill.worker", job, workdir, on_event=progress)
 """
 
 import shutil

@@ -1,9 +1,9 @@
 """How a stage of the PoC is declared, obtained from the store, and told to the person who waits.
 
-    @stage("data")
-    def prepare(spec: Spec, store: Store, log: StageLog) -> Artefact:
-        key = data.key(spec)
-        return obtain(log, "data", store, "data", key, lambda folder: data.build(spec, folder))
+@stage("data")
+def prepare(spec: Spec, store: Store, log: StageLog) -> Artefact:
+    key = data.key(spec)
+    return obtain(log, "data", store, "data", key, lambda folder: data.build(spec, folder))
 """
 
 import sys

@@ -155,4 +155,3 @@ def _parameters(folder: Path) -> int:
         with safe_open(file, framework="numpy") as weights:
             total += sum(prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
     return total
-

@@ -34,7 +34,10 @@ def tree(**changes):
         ({"teacher": {}}, "give exactly one of model, train"),
         ({"arms": ["logit-kd"]}, "sft is missing"),
         ({"seeds": [1, 1]}, "seeds: has a value twice"),
-        ({"students": [{"name": "s", "layers": 2, "hidden_size": 8, "init": "copy"}]}, "copy keeps the teacher's width"),
+        (
+            {"students": [{"name": "s", "layers": 2, "hidden_size": 8, "init": "copy"}]},
+            "copy keeps the teacher's width",
+        ),
         ({"gates": [{"metric": "quality.mmlu.retained", "at_least": 1}]}, "names a task that quality.tasks does not"),
         ({"gates": [{"metric": "speed", "at_least": 1}]}, "gates.0.metric"),
         ({"cost": {"utilisation": 1.5}}, "utilisation: 1.5 must be above 0 and at most 1"),

@@ -48,8 +48,9 @@ def write_tasks(folder: Path, examples: int = 24) -> Path:
             {"text": text(n, 12), "choices": [" " + text(100 * n + c + 1, 4 + c) for c in range(4)], "gold": n % 4}
             for n in range(examples)
         ],
-        "tiny_labels": [{"text": text(n, 8), "choices": ["array", "model", "in", "dtype"], "gold": n % 4}
-                        for n in range(examples)],  # fmt: skip
+        "tiny_labels": [
+            {"text": text(n, 8), "choices": ["array", "model", "in", "dtype"], "gold": n % 4} for n in range(examples)
+        ],  # fmt: skip
         "tiny_rolling": [{"text": text(n, 20 + 5 * n)} for n in range(examples)],
     }
     for name, examples_of in rows.items():

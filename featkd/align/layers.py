@@ -12,7 +12,9 @@ def layer_pairs(wanted: list[tuple[int, int]] | str, student_layers: int, teache
     (arXiv 2407.14679, table 17). Raises InputError for an index out of range.
     """
     if wanted == "uniform":
-        middle = {max(1, round(student_layers * share)): max(1, round(teacher_layers * share)) for share in (1 / 3, 2 / 3)}
+        middle = {
+            max(1, round(student_layers * share)): max(1, round(teacher_layers * share)) for share in (1 / 3, 2 / 3)
+        }
         return [(0, 0), *((s, t) for s, t in middle.items() if s < student_layers and t < teacher_layers)]
     for s, t in wanted:
         if not (0 <= s <= student_layers and 0 <= t <= teacher_layers):

@@ -114,5 +114,5 @@ def _check_enough(rows: list[dict[str, Any]], data: spec.Data) -> None:
     if counts["train"] == 0 or counts["valid"] == 0 or counts["test"] < MIN_HELD_OUT:
         raise InputError(
             f"data: {len(rows)} documents leave {counts['test']} for the tasks, {counts['valid']} for validation; "
-            f"at least {MIN_HELD_OUT} and 1 are needed: add data, raise data.held_out, or split finer with data.sample_by"
+            f"at least {MIN_HELD_OUT} and 1 are needed: add data, raise data.held_out, or set data.sample_by"
         )

@@ -17,7 +17,17 @@ from pathlib import Path
 from featkd.errors import InputError
 
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-SKIPPED_PARTS = {"tests", "test", "testing", "idlelib", "lib2to3", "site-packages", "dist-packages", "vendor", "_vendor"}
+SKIPPED_PARTS = {
+    "tests",
+    "test",
+    "testing",
+    "idlelib",
+    "lib2to3",
+    "site-packages",
+    "dist-packages",
+    "vendor",
+    "_vendor",
+}
 
 
 def read(packages: list[str], min_chars: int, processes: int = 1) -> Iterator[dict[str, str]]:

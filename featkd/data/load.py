@@ -1,6 +1,6 @@
 """Documents in: the built-in corpus, local files or a hub dataset, as plain dicts.
 
-    documents = list(read(spec.data))      # [{"prompt": "", "text": "...", "label": None}, ...]
+documents = list(read(spec.data))      # [{"prompt": "", "text": "...", "label": None}, ...]
 """
 
 import glob

@@ -7,6 +7,8 @@ heldout_routing        which class (library) does the document belong to
 
 import json
 import random
+from collections import Counter
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -122,15 +124,15 @@ def _continuation(rows: list[dict], tokenizer: Any, quality: spec.Quality) -> tu
 
 
 def _routing(rows: list[dict], tokenizer: Any, data: spec.Data, quality: spec.Quality, window: int) -> tuple:
-    rows = [row for row in rows if row["label"]]
+    rows = _balanced([row for row in rows if row["label"]], quality.max_examples)
     labels = sorted({row["label"] for row in rows})
     if len(labels) < 2:
         raise InputError("quality.tasks: heldout_routing needs at least two classes in data.label_field")
     room = window - max(map(len, encode(tokenizer, [data.label_prompt + " " + label for label in labels]))) - 1
     examples = []
-    for row in rows[: quality.max_examples]:
+    for row in rows:
         ids = encode(tokenizer, [row["prompt"] + row["text"]])[0]
-        text = tokenizer.decode(ids[: min(room, quality.context_tokens * 2)])
+        text = tokenizer.decode(ids[:room])
         examples.append({"text": text + data.label_prompt, "gold": labels.index(row["label"])})
     config = {
         "output_type": "multiple_choice",
@@ -140,7 +142,17 @@ def _routing(rows: list[dict], tokenizer: Any, data: spec.Data, quality: spec.Qu
         "target_delimiter": " ",
         "metric_list": [{"metric": "acc"}],
     }
-    return config, examples, 1 / len(labels)
+    counts = Counter(row["label"] for row in rows)
+    return config, examples, max(counts.values()) / len(rows)
+
+
+def _balanced(rows: list[dict], most: int) -> list[dict]:
+    """At most `most` rows, of each class as many: else always naming the commonest would look like skill."""
+    by_label: dict[str, list[dict]] = {}
+    for row in rows:
+        by_label.setdefault(row["label"], []).append(row)
+    turns = zip_longest(*(by_label[label] for label in sorted(by_label)))
+    return [row for turn in turns for row in turn if row is not None][:most]
 
 
 def _write(name: str, config: dict[str, Any], examples: list[dict], out: Path) -> None:

@@ -74,7 +74,9 @@ def pack(corpus: Path, tokenizer: Any, label_prompt: str, block_size: int, out: 
     """
     train = _blocks(documents(corpus, "train"), tokenizer, label_prompt, block_size)
     if not train.shape[1]:
-        raise InputError(f"data: the training part is shorter than one block; lower block_size ({block_size}) or add data")
+        raise InputError(
+            f"data: the training part is shorter than one block; lower block_size ({block_size}) or add data"
+        )
     valid = _blocks(documents(corpus, "valid"), tokenizer, label_prompt, block_size)[:, :VALID_BLOCKS]
     if not valid.shape[1]:
         raise InputError(

@@ -42,11 +42,16 @@ def scores(samples: Any, teacher: Any, chance: dict[str, float]) -> dict[str, re
 
 
 def candidates(
-    poc: spec.Spec, evidence: list[Evidence], chance: dict[str, float]
+    poc: spec.Spec, evidence: list[Evidence], chance: dict[str, float], stopped: bool
 ) -> dict[str, result.Candidate]:
-    """All candidates, the teacher first. `evidence[0]` is the teacher's."""
-    teacher = evidence[0]
-    return {found.name: _candidate(poc, found, teacher, chance) for found in evidence}
+    """All candidates, the teacher first. `evidence[0]` is the teacher's.
+
+    stopped: the teacher was inadequate and the run ended there, so no student is judged.
+    """
+    for found in evidence:
+        if stopped and found.why == "not-run":
+            found.why = "teacher-inadequate"
+    return {found.name: _candidate(poc, found, evidence[0], chance, stopped) for found in evidence}
 
 
 def comparisons(evidence: list[Evidence]) -> list[result.Comparison]:
@@ -70,7 +75,7 @@ def _compare(a: Evidence, b: Evidence) -> list[result.Comparison]:
 
 
 def _candidate(
-    poc: spec.Spec, found: Evidence, teacher: Evidence, chance: dict[str, float]
+    poc: spec.Spec, found: Evidence, teacher: Evidence, chance: dict[str, float], stopped: bool
 ) -> result.Candidate:
     is_teacher = found is teacher
     quality, agreement = _quality(found, teacher, chance), _fidelity(found, teacher)
@@ -80,6 +85,8 @@ def _candidate(
     money = roi.price(speed, teacher_speed, poc.cost, seconds, is_teacher)
     if is_teacher:
         decision = result.Decision(why="baseline")
+    elif stopped:
+        decision = result.Decision(verdict="inconclusive", why="teacher-inadequate")
     elif found.samples is None:
         verdict = "no-go" if found.why == "parity-failed" else "inconclusive"
         decision = result.Decision(verdict=verdict, why=found.why)

@@ -11,7 +11,9 @@ def adequacy(teacher: dict[str, Score], control: dict[str, Score] | None, if_ina
     checks = []
     for task, score in teacher.items():
         if score.chance is not None:
-            checks.append(_check(task, "chance", score, Interval(value=score.chance, low=score.chance, high=score.chance)))
+            checks.append(
+                _check(task, "chance", score, Interval(value=score.chance, low=score.chance, high=score.chance))
+            )
         if control and task in control:
             checks.append(_check(task, "sft", score, control[task].estimate))
     adequate = all(check.passed for check in checks)

@@ -22,7 +22,7 @@ Emit = Callable[..., None]
 
 
 def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
-    """Returns {"models": {name: meta}, "teacher_seconds"}; meta is featkd.result.Training without the teacher's share."""
+    """Returns {"models": {name: meta}, "teacher_seconds"}; meta is a result.Training less the teacher's share."""
     from transformers import AutoTokenizer
 
     run = engine.runtime(spec.Compute.model_validate(job["compute"]))
@@ -39,7 +39,8 @@ def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
         longest = int(max(train_blocks[0].max(), valid_blocks[0].max()))
         if longest >= teacher.config.vocab_size:
             raise InputError(
-                f"teacher.model: its tokenizer gives id {longest}, its vocabulary ends at {teacher.config.vocab_size - 1}"
+                f"teacher.model: its tokenizer gives id {longest}, "
+                f"its vocabulary ends at {teacher.config.vocab_size - 1}"
             )
     summary = engine.train(
         learners,

@@ -88,8 +88,8 @@ def train(
 ) -> dict[str, float]:
     """Train all learners on the same batches. Blocks: int32 [2, blocks, block_size], ids and labels.
 
-    `on_step(step=, steps=, loss=, tokens_per_s=)` is called after each step, with the first learner's loss. Returns {"teacher_seconds", "steps",
-    "tokens"}. Raises RunError when a loss is not finite.
+    `on_step(step=, steps=, loss=, tokens_per_s=)` is called after each step, with the first learner's loss.
+    Returns {"teacher_seconds", "steps", "tokens"}. Raises RunError when a loss is not finite.
     """
     block = train_blocks.shape[2]
     steps = max(1, math.ceil(training.tokens / (training.batch_size * block)))
@@ -245,9 +245,7 @@ def _loss(
 ) -> torch.Tensor:
     if not learner.needs_logits:
         return cross_entropy(output.logits, targets)
-    loss = distillation_loss(
-        output.logits, signal["log_p"], targets, distillation.temperature, distillation.ce_weight
-    )
+    loss = distillation_loss(output.logits, signal["log_p"], targets, distillation.temperature, distillation.ce_weight)
     strength = feature_weight(progress, distillation.decay)
     if not learner.needs_features or strength == 0:
         return loss

@@ -17,7 +17,9 @@ def locate(model: str) -> str:
     if not (folder / "config.json").is_file():
         raise InputError(f"teacher.model: {model} has no config.json; give a Hugging Face model folder")
     if not list(folder.glob("*.safetensors")):
-        raise InputError(f"teacher.model: {model} has no .safetensors; save it with save_pretrained (pickle is not read)")
+        raise InputError(
+            f"teacher.model: {model} has no .safetensors; save it with save_pretrained (pickle is not read)"
+        )
     return model
 
 

@@ -55,7 +55,9 @@ def test_equal_logits_give_no_loss_and_no_gradient():
 
 def test_the_mean_is_over_tokens_so_that_repeating_a_batch_changes_nothing():
     z, t = random(6, 13).float(), random(6, 13, seed=1).float()
-    assert float(forward_kl(z, t, 1.0)) == pytest.approx(float(forward_kl(z.repeat(3, 1), t.repeat(3, 1), 1.0)), rel=1e-6)
+    assert float(forward_kl(z, t, 1.0)) == pytest.approx(
+        float(forward_kl(z.repeat(3, 1), t.repeat(3, 1), 1.0)), rel=1e-6
+    )
     targets = torch.arange(6)
     assert float(cross_entropy(z, targets)) == pytest.approx(float(cross_entropy(z.repeat(2, 1), targets.repeat(2))))
 

@@ -79,4 +79,6 @@ def test_adequacy_needs_intervals_that_do_not_touch():
     assert verdict.adequacy({"a": poor}, None, "warn").action == "warned"
     assert not verdict.adequacy({"a": good}, {"a": score(0.55, 0.1, 0.25)}, "stop").adequate
     assert verdict.adequacy({"a": good}, {"a": poor}, "stop").adequate
-    assert verdict.adequacy({"p": score(80, 5, 500, higher=False)}, {"p": score(120, 5, 500, higher=False)}, "stop").adequate
+    assert verdict.adequacy(
+        {"p": score(80, 5, 500, higher=False)}, {"p": score(120, 5, 500, higher=False)}, "stop"
+    ).adequate

@@ -78,7 +78,9 @@ def test_distillation_brings_the_student_nearer_to_the_teacher(folder):
     with torch.no_grad():
         target = made(input_ids=ids).logits.log_softmax(-1)
         distance = {
-            arm: float((target.exp() * (target - learner.model.eval()(input_ids=ids).logits.log_softmax(-1))).sum(-1).mean())
+            arm: float(
+                (target.exp() * (target - learner.model.eval()(input_ids=ids).logits.log_softmax(-1))).sum(-1).mean()
+            )
             for arm, learner in found.items()
         }
     assert distance["logit-kd"] < distance["sft"]

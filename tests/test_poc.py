@@ -1,0 +1,202 @@
+"""The whole PoC on tiny.yaml, through the command line, as a user runs it: real server, real store, real MLflow."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_models
+import yaml
+
+from featkd.result import Result
+
+ROOT = Path(__file__).parents[1]
+TINY = ROOT / "flows" / "specs" / "tiny.yaml"
+SECTIONS = {"quality", "fidelity", "guardrails", "latency", "memory", "roi", "verdict"}
+
+
+def featkd(*arguments, root):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
+    command = [str(Path(sys.executable).with_name("featkd")), *map(str, arguments), "--root", str(root)]
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=280)
+
+
+def outcome(found):
+    assert found.returncode == 0, found.stderr
+    return json.loads(found.stdout.strip().splitlines()[-1])
+
+
+def states(found):
+    """Stage line to its state: 'export sft' -> 'reused'."""
+    words = ("made", "reused", "failed", "skipped")
+    rows = {}
+    for line in found.stderr.splitlines():
+        for word in words:
+            if f" {word} " in line + " ":
+                rows[line.split(f" {word}")[0].strip()] = word
+    return rows
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("poc")
+
+
+@pytest.fixture(scope="module")
+def first(root):
+    return featkd("run", TINY, root=root)
+
+
+@pytest.fixture(scope="module")
+def result(first):
+    return Result.model_validate_json(Path(outcome(first)["result"]).read_text())
+
+
+def test_one_spec_in_one_report_out(first, result, root):
+    told = outcome(first)
+    assert set(told["verdicts"]) == {"sft", "logit-kd", "feature-kd"}
+    run = Path(told["report"]).parent
+    assert run == root / ".featkd" / "runs" / told["run_id"]
+    assert "<html" in (run / "report.html").read_text() and "判定" in (run / "report.ja.html").read_text()
+    assert (run / "candidates" / "feature-kd-s" / "seed-0" / "hf" / "model.safetensors").is_file()
+    assert (run / "candidates" / "feature-kd-s" / "seed-0" / "onnx" / "fp32" / "model.onnx").is_file()
+    assert list(result.candidates) == ["teacher", "sft", "logit-kd", "feature-kd"]
+
+
+def test_every_candidate_has_every_section_and_empty_ones_say_why(first):
+    document = json.loads(Path(outcome(first)["result"]).read_text())
+    assert document["schema"] == "featkd.result/1"
+    for name, candidate in document["candidates"].items():
+        assert set(candidate) >= SECTIONS
+        assert candidate["guardrails"]["why"] == "guardrails-not-built"
+        assert len(candidate["quality"]["tasks"]) == 3
+        assert candidate["parity"]["passed"]
+        assert candidate["latency"]["decode_tokens_per_s"]["value"] > 0
+        assert candidate["memory"]["peak_rss_bytes"]["value"] > 1e6
+        assert candidate["roi"]["monthly_cost_usd"]["value"] > 0
+        assert (candidate["verdict"]["verdict"] is None) == (name == "teacher")
+
+
+def test_all_students_had_the_same_budget_and_size(result):
+    trained = [candidate.training for candidate in result.candidates.values() if candidate.arm != "teacher"]
+    assert len({(part.tokens, part.steps, part.parameters) for part in trained}) == 1
+    assert len({part.weights_sha256 for part in trained}) == 3
+
+
+def test_aggregates_are_those_of_the_kept_examples(first, result):
+    import pandas
+
+    run = Path(outcome(first)["result"]).parent
+    for name, candidate in result.candidates.items():
+        samples = pandas.read_parquet(run / "evidence" / f"accuracy-{name}" / "samples.parquet")
+        routing = samples[samples.task == "heldout_routing"]
+        score = candidate.quality.tasks["heldout_routing"]
+        assert score.estimate.value == pytest.approx((routing.choice == routing.gold).mean())
+        assert score.examples == len(routing)
+
+
+def test_mlflow_has_a_parent_and_its_children_with_the_same_keys(first, root, monkeypatch):
+    from mlflow import MlflowClient
+
+    told = outcome(first)["mlflow"]
+    client = MlflowClient(tracking_uri=told["tracking_uri"])
+    runs = client.search_runs([told["experiment_id"]])
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == told["run_id"]]
+    assert len(children) == 4
+    students = [set(run.data.metrics) for run in children if run.data.tags.get("arm") != "teacher"]
+    assert students[0] == students[1] == students[2]
+    assert {"quality/heldout_routing", "latency/decode_tokens_per_s", "roi/monthly_saving_usd"} <= students[0]
+    parent = client.get_run(told["run_id"])
+    assert parent.inputs.dataset_inputs[0].dataset.digest
+    artifacts = {artifact.path for artifact in client.list_artifacts(told["run_id"])}
+    assert {"report.html", "report.ja.html", "result.json"} <= artifacts
+
+
+def test_a_second_run_makes_nothing_again(first, root):
+    again = featkd("run", TINY, root=root)
+    outcome(again)
+    kept = {name: state for name, state in states(again).items() if name not in ("roi", "gates", "report", "mlflow")}
+    assert set(kept.values()) == {"reused"}, kept
+    assert len(kept) >= 12
+
+
+def test_a_new_price_changes_the_money_and_reuses_the_rest(first, root, result):
+    again = featkd("run", TINY, "--set", "cost.usd_per_hour=0.2", root=root)
+    repriced = Result.model_validate_json(Path(outcome(again)["result"]).read_text())
+    kept = {name: state for name, state in states(again).items() if name not in ("roi", "gates", "report", "mlflow")}
+    assert set(kept.values()) == {"reused"}, kept
+    for name, candidate in repriced.candidates.items():
+        before = result.candidates[name].roi.monthly_cost_usd.value
+        assert candidate.roi.monthly_cost_usd.value == pytest.approx(2 * before)
+
+
+def test_a_damaged_artefact_is_rebuilt_and_nothing_else(first, root, result):
+    (model,) = (root / ".featkd" / "store" / "onnx").glob(f"{result.candidates['sft'].artefact[:20]}/model.onnx")
+    model.write_bytes(model.read_bytes()[:-1] + b"?")
+    again = featkd("run", TINY, root=root)
+    outcome(again)
+    remade = {name for name, state in states(again).items() if state == "made"}
+    assert remade == {"export sft", "roi", "gates", "report", "mlflow"}
+
+
+def spec(folder, **changes):
+    tree = yaml.safe_load(TINY.read_text()) | changes
+    path = folder / "poc.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def no_tokenizer(folder):
+    tiny_models.save("llama", folder / "model")
+    for file in (folder / "model").glob("tokenizer*"):
+        file.unlink()
+    return spec(folder, teacher={"model": "model"})
+
+
+def empty_corpus(folder):
+    (folder / "a.jsonl").write_text('{"text": ""}\n{"text": ""}\n')
+    return spec(folder, data={"files": ["a.jsonl"]}, quality={"tasks": ["heldout_perplexity"]}, gates=[])
+
+
+def short_corpus(folder):
+    (folder / "a.jsonl").write_text("".join(json.dumps({"text": f"one {n} two"}) + "\n" for n in range(60)))
+    data = {"files": ["a.jsonl"], "held_out": 0.4}
+    return spec(folder, data=data, block_size=4096, quality={"tasks": ["heldout_perplexity"]}, gates=[])
+
+
+def unknown_task(folder):
+    return spec(folder, quality={"tasks": ["heldout_typo"]}, gates=[])
+
+
+def wild_rate(folder):
+    (folder / "a.txt").write_text("\n\n".join(tiny_models.text(n, 60) for n in range(120)))
+    tree = yaml.safe_load(TINY.read_text())
+    train = tree["teacher"]["train"] | {"learning_rate": 1e30, "grad_clip": 1e30, "vocab_size": 300}
+    return spec(
+        folder, data={"files": ["a.txt"], "held_out": 0.3}, teacher={"train": train},
+        quality={"tasks": ["heldout_perplexity"]}, gates=[],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("make", "status", "expected"),
+    [
+        (no_tokenizer, 2, "teacher.model: .* has no usable tokenizer"),
+        (empty_corpus, 2, "data: no document of at least"),
+        (short_corpus, 2, "shorter than one block; lower block_size"),
+        (unknown_task, 2, "quality.tasks: unknown task heldout_typo"),
+        (wild_rate, 1, "the loss of teacher is nan|the loss of teacher is inf"),
+    ],
+)
+def test_bad_input_ends_with_one_clear_line(tmp_path, make, status, expected):
+    import re
+
+    found = featkd("run", make(tmp_path), root=tmp_path)
+    assert found.returncode == status, found.stderr
+    told = [line for line in found.stderr.splitlines() if line.startswith("featkd:")]
+    assert len(told) == 1 and re.search(expected, told[0]), found.stderr
+    assert "Traceback" not in found.stderr
+    partial = [path for path in (tmp_path / ".featkd").rglob("*.partial-*")]
+    assert not partial
