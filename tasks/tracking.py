@@ -107,7 +107,8 @@ def _experiment(store: mlflow.MlflowClient, result: Result, home: Path) -> str:
             return found.experiment_id
         place = None if os.environ.get("MLFLOW_TRACKING_URI") else (home / "mlartifacts").as_uri()
         try:
-            return store.create_experiment(name, artifact_location=place)
+            # the page of training runs, not MLflow's default for agents and prompts
+            return store.create_experiment(name, place, {"mlflow.experimentKind": "custom_model_development"})
         except MlflowException:
             return _again(store.get_experiment_by_name, name).experiment_id
 

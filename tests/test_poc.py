@@ -200,3 +200,15 @@ def test_bad_input_ends_with_one_clear_line(tmp_path, make, status, expected):
     assert "Traceback" not in found.stderr
     partial = [path for path in (tmp_path / ".featkd").rglob("*.partial-*")]
     assert not partial
+
+
+@pytest.mark.slow
+def test_the_same_spec_gives_the_same_weights_in_two_fresh_runs(tmp_path):
+    weights = []
+    for name in ("one", "two"):
+        root = tmp_path / name
+        root.mkdir()
+        told = outcome(featkd("run", TINY, root=root))
+        result = Result.model_validate_json(Path(told["result"]).read_text())
+        weights.append({name: found.training.weights_sha256 for name, found in result.candidates.items()})
+    assert weights[0] == weights[1]

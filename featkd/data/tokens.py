@@ -120,4 +120,6 @@ def _encoded(rows: list[dict[str, Any]], tokenizer: Any, label_prompt: str) -> I
 
 def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     """Token ids of each text, without special tokens."""
-    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+    if not texts:
+        return []
+    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]

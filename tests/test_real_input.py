@@ -1,0 +1,105 @@
+"""Real models and real text that are not ours: lie in ../shared where the project is developed."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from test_poc import featkd, outcome
+
+from featkd.result import Result
+
+SHARED = Path(__file__).parents[2] / "shared"
+LATENCY = {"prompt_tokens": 32, "new_tokens": 16, "repeats": 3, "rounds": 2}
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared with real checkpoints and data; a user has none"),
+]
+
+
+def run(folder, **tree):
+    path = folder / "poc.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    told = outcome(featkd("run", path, root=folder))
+    return Result.model_validate_json(Path(told["result"]).read_text())
+
+
+def blimp_task(folder):
+    """A user's own lm-eval task: minimal pairs, the grammatical sentence must be the likelier."""
+    folder.mkdir()
+    rows = [json.loads(line) for line in (SHARED / "data/blimp/anaphor_number_agreement.jsonl").open()]
+    pairs = [{"choices": [row["sentence_good"].lower(), row["sentence_bad"].lower()]} for row in rows]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    task = {
+        "task": "my_pairs",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "pairs.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": 0,
+        "metric_list": [{"metric": "acc"}],
+    }
+    (folder / "my_pairs.yaml").write_text(yaml.safe_dump(task))
+    return folder
+
+
+def test_a_foreign_checkpoint_with_foreign_text_and_a_task_of_the_user(tmp_path):
+    result = run(
+        tmp_path,
+        name="stories",
+        data={"files": [str(SHARED / "data/tinystories/tinystories_lower_4M.txt")], "max_documents": 4000},
+        teacher={"model": str(SHARED / "models/babyllama-tok105"), "if_inadequate": "warn"},
+        students=[{"name": "copy", "layers": 4, "init": "copy"}],
+        block_size=128,
+        training={"tokens": 60_000, "batch_size": 8, "learning_rate": 5e-4},
+        quality={
+            "tasks": ["heldout_perplexity", "my_pairs"],
+            "include": str(blimp_task(tmp_path / "tasks")),
+            "max_examples": 100,
+        },
+        latency=LATENCY,
+    )
+    teacher = result.candidates["teacher"]
+    assert teacher.quality.tasks["my_pairs"].estimate.value > 0.5
+    assert teacher.quality.tasks["my_pairs"].chance == 0.5
+    for candidate in result.candidates.values():
+        assert candidate.parity.passed
+    assert result.candidates["logit-kd"].training.copied_share == 1.0
+
+
+def test_prompts_and_responses_from_jsonl(tmp_path):
+    result = run(
+        tmp_path,
+        name="problems",
+        data={
+            "files": [str(SHARED / "data/gsm8k/train.jsonl")],
+            "prompt_field": "question",
+            "response_field": "answer",
+            "max_documents": 2000,
+        },
+        teacher={
+            "if_inadequate": "warn",
+            "train": {
+                "shape": {"hidden_size": 64, "layers": 2, "heads": 2, "intermediate_size": 160},
+                "vocab_size": 1024,
+                "tokens": 80_000,
+                "batch_size": 8,
+                "learning_rate": 3e-3,
+            },
+        },
+        students=[{"name": "s", "layers": 1, "hidden_size": 32, "heads": 2, "intermediate_size": 80}],
+        block_size=128,
+        training={"tokens": 40_000, "batch_size": 8, "learning_rate": 3e-3},
+        quality={
+            "tasks": ["heldout_perplexity", "heldout_continuation"],
+            "max_examples": 60,
+            "continuation_tokens": 16,
+        },
+        latency=LATENCY,
+    )
+    assert list(result.candidates) == ["teacher", "sft", "logit-kd", "feature-kd"]
+    curve = result.candidates["logit-kd"].training.curve
+    assert curve[-1]["validation_loss"] < curve[0]["validation_loss"]
