@@ -201,7 +201,7 @@ def error_lengths(interval: Interval, scale: float) -> list[list[float]] | None:
 def log_axis(axes: Axes) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(short_number))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 

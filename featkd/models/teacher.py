@@ -6,11 +6,13 @@ from typing import Any
 from featkd import spec
 from featkd.errors import InputError
 
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+
 
 def locate(model: str) -> str:
-    """A folder as it is, 'hub:owner/name' as 'owner/name'. Raises InputError for a folder without a usable model."""
+    """The model's local folder; 'hub:owner/name' is downloaded. Raises InputError where there is no usable model."""
     if model.startswith("hub:"):
-        return model.removeprefix("hub:")
+        return _download(model.removeprefix("hub:"))
     folder = Path(model)
     if not folder.is_dir():
         raise InputError(f"teacher.model: no folder {model}; for a hub id write hub:owner/name")
@@ -21,6 +23,16 @@ def locate(model: str) -> str:
             f"teacher.model: {model} has no .safetensors; save it with save_pretrained (pickle is not read)"
         )
     return model
+
+
+def _download(repository: str) -> str:
+    import huggingface_hub
+
+    try:
+        return huggingface_hub.snapshot_download(repository, allow_patterns=HUB_FILES)
+    except Exception as error:  # offline, gated, missing, misspelt: all mean that it cannot be had
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"teacher.model: hub:{repository} cannot be downloaded: {reason}") from None
 
 
 def load(folder: str | Path) -> Any:

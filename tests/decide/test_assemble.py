@@ -1,0 +1,79 @@
+"""From evidence to candidates: what is missing says why and is never a go."""
+
+import numpy as np
+import pandas
+import pytest
+
+from featkd import spec
+from featkd.decide import assemble
+from featkd.decide.assemble import Evidence
+
+POC = spec.validate(
+    {
+        "name": "x",
+        "data": {"files": ["a"]},
+        "teacher": {"model": "m"},
+        "students": [{"name": "s", "layers": 1}],
+        "training": {"tokens": 1},
+        "quality": {"tasks": ["heldout_continuation"]},
+        "gates": [{"metric": "quality.heldout_continuation.retained", "at_least": 0.5}],
+    }
+)
+CHANCE = {"heldout_continuation": 0.25}
+
+
+def samples(accuracy, n=400, seed=0):
+    right = np.random.default_rng(seed).random(n) < accuracy
+    return pandas.DataFrame(
+        {
+            "task": "heldout_continuation",
+            "doc_id": range(n),
+            "metric": "acc",
+            "score": right.astype(float),
+            "weight": 1.0,
+            "choice": np.where(right, 0, 1),
+            "gold": 0,
+            "n_choices": 4,
+        }
+    )
+
+
+def evidence(**students):
+    return [
+        Evidence("teacher", "teacher", samples=samples(0.9)),
+        *(Evidence(n, n, "s", **e) for n, e in students.items()),
+    ]
+
+
+def test_a_candidate_whose_parity_failed_is_a_no_go_that_says_so():
+    rows = evidence(sft={"samples": samples(0.8)}, **{"logit-kd": {"why": "parity-failed"}})
+    found = assemble.candidates(POC, rows, CHANCE, stopped=False)
+    failed = found["logit-kd"]
+    assert (failed.verdict.verdict, failed.verdict.why) == ("no-go", "parity-failed")
+    assert failed.quality.why == failed.latency.why == failed.roi.why == "parity-failed"
+    assert found["sft"].verdict.verdict == "go"
+
+
+def test_after_an_inadequate_teacher_no_student_is_judged():
+    rows = evidence(sft={"samples": samples(0.95)}, **{"logit-kd": {}})
+    found = assemble.candidates(POC, rows, CHANCE, stopped=True)
+    for name in ("sft", "logit-kd"):
+        assert (found[name].verdict.verdict, found[name].verdict.why) == ("inconclusive", "teacher-inadequate")
+
+
+def test_retained_quality_and_agreement_by_hand():
+    rows = evidence(sft={"samples": samples(0.6, seed=1)})
+    found = assemble.candidates(POC, rows, CHANCE, stopped=False)["sft"]
+    teacher, student = rows[0].samples, rows[1].samples
+    expected = (student.score.mean() - 0.25) / (teacher.score.mean() - 0.25)
+    assert found.quality.tasks["heldout_continuation"].retained.value == pytest.approx(expected)
+    agreement = found.fidelity.tasks["heldout_continuation"]
+    assert agreement.agreement.value == pytest.approx((teacher.choice == student.choice).mean())
+    assert agreement.correct_to_wrong == pytest.approx(((teacher.score == 1) & (student.score == 0)).mean())
+
+
+def test_arms_of_one_size_are_compared_in_pairs():
+    rows = evidence(sft={"samples": samples(0.5, seed=1)}, **{"feature-kd": {"samples": samples(0.7, seed=2)}})
+    (pair,) = assemble.comparisons(rows)
+    assert (pair.a, pair.b, pair.kind) == ("feature-kd", "sft", "difference")
+    assert pair.estimate.value == pytest.approx(rows[2].samples.score.mean() - rows[1].samples.score.mean())
