@@ -1,6 +1,6 @@
 # docker build -t featkd .                                   CUDA: torch from PyPI brings its own CUDA libraries
 # docker build -t featkd --build-arg ACCELERATOR=cpu .       CPU: a torch without them, several GB smaller
-# docker run --rm -v "$PWD/work:/work" featkd                the default PoC, on your work folder (--gpus all for CUDA)
+# mkdir -p work; docker run --rm -v "$PWD/work:/work" featkd    the default PoC, on your work folder (--gpus all for CUDA)
 FROM python:3.12-slim-bookworm
 
 ARG ACCELERATOR=cuda

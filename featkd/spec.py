@@ -194,6 +194,11 @@ class Latency(Section):
 
 
 def _bare_number(value: Any) -> Any:
+    if isinstance(value, str):  # YAML reads 1e6 as text
+        try:
+            value = float(value)
+        except ValueError:
+            return value
     return {"value": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
@@ -305,6 +310,10 @@ class Spec(Section):
         }.items():
             if len(set(values)) != len(values):
                 raise ValueError(f"{field}: has a value twice; write each once")
+        if len(self.seeds) > 1 and any(size.init == "copy" for size in self.students):
+            raise ValueError("seeds: init: copy starts from the same weights with every seed; write one seed")
+        if self.teacher.train:
+            self.check_latency_fits(self.block_size)
         if "heldout_routing" in self.quality.tasks and not (self.data.builtin or self.data.label_field):
             raise ValueError("quality.tasks: heldout_routing needs data.label_field, the column with the class")
         for gate in self.gates:
@@ -312,6 +321,14 @@ class Spec(Section):
             if gate.metric.startswith(("quality.", "fidelity.")) and ".".join(task) not in self.quality.tasks:
                 raise ValueError(f"gates: {gate.metric} names a task that quality.tasks does not list")
         return self
+
+    def check_latency_fits(self, positions: int) -> None:
+        """Raises ValueError when the latency measurement needs more positions than the models have."""
+        need = self.latency.prompt_tokens + self.latency.new_tokens - 1
+        if need > positions:
+            raise ValueError(
+                f"latency: prompt_tokens and new_tokens make {need} tokens, the models take {positions}: lower them"
+            )
 
     def section(self, *names: str) -> dict[str, Any]:
         """The named sections as plain JSON values, for a stage's digest."""

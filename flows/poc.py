@@ -15,7 +15,7 @@ from featkd.data.tasks import PREFIX
 from featkd.data.tokens import load_tokenizer
 from featkd.decide import assemble, roi, verdict
 from featkd.decide.assemble import Evidence
-from featkd.errors import RunError
+from featkd.errors import InputError, RunError
 from featkd.models import teacher as teachers
 from featkd.result import DataSummary, Result
 from featkd.spec import Spec
@@ -185,7 +185,14 @@ def poc(spec: Spec, root: Path) -> dict[str, Any]:
 
 def _preflight(spec: Spec) -> None:
     if spec.teacher.model:
-        load_tokenizer(teachers.locate(spec.teacher.model))
+        folder = teachers.locate(spec.teacher.model)
+        load_tokenizer(folder)
+        try:
+            spec.check_latency_fits(teachers.longest_sequence(folder))
+        except ValueError as error:
+            raise InputError(str(error)) from None
+    if spec.quality.include and not Path(spec.quality.include).is_dir():
+        raise InputError(f"quality.include: no folder {spec.quality.include}; give the folder with your task YAMLs")
     foreign = [name for name in spec.quality.tasks if not name.startswith(PREFIX)]
     if foreign:
         from featkd.measure.accuracy import check_tasks

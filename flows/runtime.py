@@ -54,8 +54,8 @@ def quiet_environment(hub: bool = False) -> dict[str, str]:
         "TRANSFORMERS_VERBOSITY": "error",
         "TQDM_DISABLE": "1",
     }
-    if not hub:
-        wanted |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    offline = "0" if hub else "1"
+    wanted |= {name: offline for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")}
     return {name: os.environ.get(name, value) for name, value in wanted.items()}
 
 

@@ -75,12 +75,9 @@ def quality_tasks(context: Context, corpus: Artefact, blocks: Artefact, tokenize
     from featkd.data import tasks, tokens
 
     spec = context.spec
-    inputs = {
-        "tokens": blocks.key,
-        "window": window,
-        "quality": spec.section("quality"),
-        "data": spec.data.label_prompt,
-    }
+    asked = spec.quality.model_dump(mode="json", include={"max_examples", "context_tokens", "continuation_tokens"})
+    names = [name for name in spec.quality.tasks if name.startswith("heldout_")]
+    inputs = {"tokens": blocks.key, "window": window, "tasks": names, **asked, "label_prompt": spec.data.label_prompt}
 
     def build(out: Path) -> dict[str, Any]:
         import numpy as np
@@ -100,3 +97,9 @@ def folder_digest(folder: str | Path) -> str:
     wanted = (".json", ".safetensors", ".model", ".txt", ".jinja")
     files = sorted(file for file in Path(folder).iterdir() if file.suffix in wanted)
     return digest({file.name: file_sha256(file) for file in files})
+
+
+def tree_digest(folder: str | Path) -> str:
+    """Digest of every file below a folder, by name and content."""
+    files = sorted(file for file in Path(folder).rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+    return digest({file.relative_to(folder).as_posix(): file_sha256(file) for file in files})

@@ -3,7 +3,7 @@
 from typing import Any
 
 from featkd.result import Parity
-from featkd.store import Artefact, artefact_key
+from featkd.store import Artefact, artefact_key, file_sha256
 from tasks.context import Context
 from tasks.stages import obtain, stage
 from tasks.train import Model
@@ -15,7 +15,12 @@ PACKAGES = ["torch", "transformers", "onnx", "onnxscript"]
 def export(context: Context, name: str, model: Model, tasks: Artefact) -> tuple[Artefact, Parity]:
     """The ONNX folder and its parity on held-out tokens; the caller stops a candidate whose parity failed."""
     settings = context.spec.export
-    inputs = {"model": model.digest, "tolerance": settings.parity_tolerance, "probe": tasks.key, "precision": "fp32"}
+    inputs = {
+        "model": model.digest,
+        "tolerance": settings.parity_tolerance,
+        "probe": file_sha256(tasks.path / "probe.json"),
+        "precision": "fp32",
+    }
 
     def build(out: Any) -> dict[str, Any]:
         from featkd.deploy.export import export as to_onnx

@@ -6,7 +6,7 @@ from typing import Any
 from featkd import environment
 from featkd.store import Artefact, artefact_key
 from tasks.context import Context
-from tasks.data import folder_digest
+from tasks.data import tree_digest
 from tasks.stages import obtain, stage
 
 ROOMS = ["measure", "deploy"]
@@ -20,7 +20,7 @@ def accuracy(context: Context, name: str, onnx: Artefact, tasks: Artefact) -> Ar
         "onnx": onnx.key,
         "tasks": tasks.key,
         "quality": quality.model_dump(mode="json"),
-        "include": folder_digest(quality.include) if quality.include else None,
+        "include": tree_digest(quality.include) if quality.include else None,
         "device": context.device,
     }
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from featkd import environment
 from featkd.child import run_child
 from featkd.result import Training
 from featkd.store import Artefact, artefact_key
@@ -46,7 +47,7 @@ def trained_teacher(context: Context, blocks: Artefact, tokenizer: Artefact) -> 
         "training": training.model_dump(mode="json", exclude={"shape", "vocab_size"}),
         "compute": _compute(context),
     }
-    key = artefact_key({"job": job, "tokens": blocks.key}, ROOMS, PACKAGES)
+    key = artefact_key({"job": job, "tokens": blocks.key, "machine": _machine()}, ROOMS, PACKAGES)
 
     def build(out: Path) -> dict[str, Any]:
         job.update(tokens=str(blocks.path), tokenizer=str(tokenizer.path), out=str(out))
@@ -96,6 +97,7 @@ def _wanted(context: Context, teacher: Model, blocks: Artefact) -> list[dict[str
                     "training": spec.training.model_dump(mode="json"),
                     "distillation": None if arm == "sft" else spec.distillation.model_dump(mode="json"),
                     "compute": _compute(context),
+                    "machine": _machine(),
                 }
                 students.append({**student, "key": artefact_key(inputs, ROOMS, PACKAGES)})
     return students
@@ -132,6 +134,12 @@ def _keep(context: Context, key: str, folder: Path, meta: dict[str, Any]) -> Non
 
 def _compute(context: Context) -> dict[str, Any]:
     return {**context.spec.compute.model_dump(mode="json"), "threads": context.threads}
+
+
+def _machine() -> dict[str, Any]:
+    """What `auto` in the spec's compute section depends on: weights repeat on the same machine only."""
+    found = environment.hardware()
+    return {name: found[name] for name in ("cpu", "accelerator")}
 
 
 def _training(meta: dict[str, Any]) -> Training:

@@ -40,6 +40,7 @@ def tree(**changes):
         ),
         ({"gates": [{"metric": "quality.mmlu.retained", "at_least": 1}]}, "names a task that quality.tasks does not"),
         ({"gates": [{"metric": "speed", "at_least": 1}]}, "gates.0.metric"),
+        ({"seeds": [0, 1], "students": [{"name": "s", "layers": 2, "init": "copy"}]}, "the same weights with every"),
         ({"cost": {"utilisation": 1.5}}, "utilisation: 1.5 must be above 0 and at most 1"),
         ({"cost": {"usd_per_hour": float("nan")}}, "cost.usd_per_hour"),
         ({"quality": {"tasks": ["heldout_routing"]}}, "heldout_routing needs data.label_field"),

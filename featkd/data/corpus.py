@@ -52,7 +52,7 @@ def documents(folder: Path, part: str) -> list[dict[str, Any]]:
     import pandas
 
     frame = pandas.read_parquet(folder / "documents.parquet", filters=[("part", "==", part)])
-    return frame.where(frame.notna(), None).to_dict("records")
+    return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 
 def _clean(data: spec.Data, processes: int) -> list[dict[str, Any]]:
@@ -66,7 +66,15 @@ def _clean(data: spec.Data, processes: int) -> list[dict[str, Any]]:
             identity = digest([prompt, passage])[:20]
             row = {"id": identity, "origin": origin, "prompt": prompt, "text": passage, "label": document["label"]}
             found.setdefault(identity, row)
-    return [found[identity] for identity in sorted(found)][: data.max_documents]
+    return _capped(sorted(found.values(), key=lambda row: row["id"]), data.max_documents)
+
+
+def _capped(rows: list[dict[str, Any]], most: int | None) -> list[dict[str, Any]]:
+    """At most so many rows, by a hash of their own: by id, the split's own hash, it would keep the held-out side."""
+    if most is None or len(rows) <= most:
+        return rows
+    kept = sorted(rows, key=lambda row: digest(["keep", row["id"]]))[:most]
+    return sorted(kept, key=lambda row: row["id"])
 
 
 def _passages(text: str, limit: int) -> list[str]:

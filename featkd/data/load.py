@@ -31,7 +31,7 @@ def source_identity(data: spec.Data) -> dict[str, Any]:
     if data.builtin:
         return {package: _package_version(package) for package in data.packages}
     if data.files:
-        return {"files": sorted(file_sha256(file) for file in _local_files(data.files))}
+        return {"files": sorted([file.suffix.lower(), file_sha256(file)] for file in _local_files(data.files))}
     return {"hub": data.hub, "revision": _hub_revision(data.hub or "")}
 
 
@@ -82,7 +82,8 @@ def _load(datasets: Any, path: str, **options: Any) -> Any:
 def _local_files(patterns: list[str]) -> list[Path]:
     files: list[Path] = []
     for pattern in patterns:
-        found = [Path(match) for match in sorted(glob.glob(pattern, recursive=True)) if Path(match).is_file()]
+        matches = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
+        found = [Path(match) for match in matches if Path(match).is_file()]
         if not found:
             raise InputError(f"data.files: no file {pattern}")
         files += found
@@ -96,7 +97,7 @@ def _local_files(patterns: list[str]) -> list[Path]:
 
 def _text(row: dict[str, Any], field: str) -> str:
     value: Any = row
-    for part in field.split("."):
+    for part in [field] if field in row else field.split("."):
         if isinstance(value, list) and part.isdigit() and int(part) < len(value):
             value = value[int(part)]
         elif isinstance(value, dict) and part in value:

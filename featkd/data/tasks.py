@@ -50,7 +50,8 @@ def build(
         if len(examples) < MIN_EXAMPLES:
             raise InputError(
                 f"quality.tasks: {name} has {len(examples)} examples from {len(rows)} held-out documents, "
-                f"{MIN_EXAMPLES} are needed: add data, raise data.held_out, or lower quality.context_tokens"
+                f"{MIN_EXAMPLES} are needed: add data, raise data.held_out, "
+                "or lower quality.context_tokens and quality.continuation_tokens"
             )
         _write(name, config, examples, out)
         meta["chance"][name] = chance

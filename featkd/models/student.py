@@ -30,7 +30,7 @@ def student_config(size: spec.Student, teacher_config: Any) -> Any:
         raise InputError(
             f"students.{size.name}: {config.num_attention_heads} heads do not divide hidden_size {config.hidden_size}"
         )
-    if getattr(config, "head_dim", None):
+    if getattr(config, "head_dim", None) and (size.hidden_size or size.heads):
         config.head_dim = config.hidden_size // config.num_attention_heads
     return config
 

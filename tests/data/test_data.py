@@ -93,6 +93,19 @@ def test_long_documents_are_split_into_passages_that_stay_on_one_side(tmp_path):
         assert sum(any(passage in text for passage in side) for side in sides.values()) == 1
 
 
+def test_a_cap_on_the_documents_leaves_the_split_as_it_is(tmp_path):
+    rows = [{"text": f"{n} {TEXTS[n % 200]} {n}"} for n in range(2000)]
+    meta = corpus.build(data(write(tmp_path, "a.jsonl", rows), max_documents=400), tmp_path)
+    held_out = meta["valid_documents"] + meta["test_documents"] + meta["near_duplicates_removed"]
+    assert 0.2 < held_out / (meta["documents"] + meta["near_duplicates_removed"]) < 0.4
+
+
+def test_documents_without_a_class_have_none(tmp_path):
+    rows = [{"text": text, "k": "red" if n % 2 else ""} for n, text in enumerate(TEXTS)]
+    corpus.build(data(write(tmp_path, "a.jsonl", rows), label_field="k"), tmp_path)
+    assert {row["label"] for row in corpus.documents(tmp_path, "train")} == {"red", None}
+
+
 def test_near_duplicates_of_training_text_are_not_held_out(tmp_path):
     rows = [{"text": text} for text in TEXTS]
     rows += [{"text": text + " indeed"} for text in TEXTS]
