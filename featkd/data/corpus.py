@@ -58,7 +58,7 @@ def documents(folder: Path, part: str) -> list[dict[str, Any]]:
 def _clean(data: spec.Data, processes: int) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for document in read(data, processes):
-        text, prompt = (document[name].replace("\x00", "").strip() for name in ("text", "prompt"))
+        text, prompt = (document[name].replace("\x00", "").strip("\ufeff").strip() for name in ("text", "prompt"))
         origin = digest([prompt, text])[:20]
         for passage in _passages(text, data.max_chars):
             if len(passage) < data.min_chars:
