@@ -1,19 +1,13 @@
-"""The PoC spec: one YAML file in, one frozen, validated tree out.
-
-    spec = load("poc.yaml", overrides=["cost.usd_per_hour=2.5"])
+"""The PoC spec: one frozen, validated tree. featkd/specfile.py reads it from YAML.
 
 Unknown keys are errors. What can change a result stands here or in the recorded environment.
 """
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-
-from featkd.errors import InputError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 ARMS = ("sft", "logit-kd", "feature-kd")
 
@@ -52,6 +46,11 @@ class Data(Section):
     text_field: str = Field("text", description="Column with plain text. Dots reach into nested fields: 'a.0.b'.")
     prompt_field: str | None = Field(None, description="Column with the prompt. Set together with `response_field`.")
     response_field: str | None = Field(None, description="Column with the response; loss is taken on it alone.")
+    prompt_format: Literal["auto", "chat", "plain"] = Field(
+        "auto",
+        description="How a prompt is put before its response. chat: the tokenizer's chat template; plain: a line "
+        "break between them; auto: chat where the tokenizer has a template.",
+    )
     label_field: str | None = Field(
         None, description="Column with a class, for the heldout_routing task; training documents end with it."
     )
@@ -351,96 +350,3 @@ class Spec(Section):
 def digest(value: Any) -> str:
     """sha256 of canonical JSON, hexadecimal."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def load(path: str | Path, overrides: list[str] | None = None) -> Spec:
-    """Read a spec. Paths in it become absolute, relative to the spec's folder.
-
-    Raises InputError: one line with the field, what is wrong and what to write instead.
-    """
-    path = Path(path)
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"spec: no file {path}; start from flows/specs/default.yaml") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"spec: {path} cannot be read as YAML: {_one_line(error)}") from None
-    if not isinstance(tree, dict):
-        raise InputError(f"spec: {path} is not a mapping of sections; start from flows/specs/default.yaml")
-    for override in overrides or []:
-        _set(tree, override)
-    _absolute_paths(tree, path.resolve().parent)
-    return validate(tree)
-
-
-def validate(tree: dict[str, Any]) -> Spec:
-    """A tree of plain values as a Spec; raises InputError naming the first wrong field."""
-    try:
-        return Spec.model_validate(tree)
-    except ValidationError as error:
-        raise InputError(_explain(error)) from None
-
-
-def _set(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise InputError(f"--set {override}: write key=value, e.g. --set cost.usd_per_hour=2.5")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"--set {override}: the value is not valid YAML") from None
-    *parents, last = key.split(".")
-    node: Any = tree
-    for name in parents:
-        node = node.setdefault(name, {}) if isinstance(node, dict) else None
-    if not isinstance(node, dict):
-        raise InputError(f"--set {override}: {'.'.join(parents)} is not a section")
-    node[last] = value
-
-
-def _absolute_paths(tree: dict[str, Any], base: Path) -> None:
-    def absolute(value: Any) -> Any:
-        return str(base / Path(value).expanduser()) if isinstance(value, str) else value
-
-    data, teacher, quality = (tree.get(name) for name in ("data", "teacher", "quality"))
-    if isinstance(data, dict) and data.get("files") is not None:
-        files = data["files"] if isinstance(data["files"], list) else [data["files"]]
-        data["files"] = [absolute(file) for file in files]
-    if isinstance(teacher, dict) and isinstance(teacher.get("model"), str) and not teacher["model"].startswith("hub:"):
-        teacher["model"] = absolute(teacher["model"])
-    if isinstance(quality, dict) and quality.get("include"):
-        quality["include"] = absolute(quality["include"])
-
-
-def _explain(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"]) or "spec"
-    if first["type"] == "extra_forbidden":
-        return f"{where}: unknown key; {_known_keys(first['loc'])}"
-    if first["type"] == "missing":
-        return f"{where}: missing; {_known_keys(first['loc'])}"
-    message = first["msg"].removeprefix("Value error, ")
-    shown = repr(first["input"])
-    given = f" (given: {shown})" if len(shown) <= 60 and not isinstance(first["input"], dict) else ""
-    return f"{where}: {_one_line(message)}{given}"
-
-
-def _known_keys(location: tuple[int | str, ...]) -> str:
-    node: Any = Spec
-    for part in location[:-1]:
-        if isinstance(part, str) and isinstance(node, type) and issubclass(node, BaseModel):
-            field = node.model_fields.get(part)
-            node = _section_of(field.annotation) if field else None
-    if isinstance(node, type) and issubclass(node, BaseModel):
-        return "the section takes " + ", ".join(node.model_fields)
-    return "see `featkd validate --schema`"
-
-
-def _section_of(annotation: Any) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for part in getattr(annotation, "__args__", ()) if (found := _section_of(part))), None)
-
-
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split())

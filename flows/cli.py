@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from featkd import spec as specs
+from featkd import specfile
 from featkd.errors import InputError, RunError
+from featkd.spec import Spec
 from flows import runtime, status
 
 DONE, FAILED, WRONG_INPUT, NO_GO, INTERRUPTED = 0, 1, 2, 3, 130
@@ -41,7 +42,7 @@ def run(
     ] = None,
 ) -> int:
     """Run the whole PoC: spec in, report out. What is already done is reused."""
-    poc_spec = specs.load(spec, set_ or [])
+    poc_spec = specfile.load(spec, set_ or [])
     home = _home(root)
     with runtime.session(home, "run", hub=runtime.needs_hub(poc_spec)) as session:
         from flows import poc
@@ -60,11 +61,11 @@ def validate(
 ) -> int:
     """Check a spec without running it."""
     if schema:
-        _emit(specs.Spec.model_json_schema())
+        _emit(Spec.model_json_schema())
     elif spec is None:
         raise InputError("SPEC: missing; write featkd validate SPEC or featkd validate --schema")
     else:
-        found = specs.load(spec, set_ or [])
+        found = specfile.load(spec, set_ or [])
         names = [candidate.name for candidate in found.candidates()]
         _say(f"{spec} is valid: teacher, {', '.join(names)}")
         _emit({"valid": True, "name": found.name, "digest": found.digest(), "candidates": ["teacher", *names]})

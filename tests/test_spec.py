@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from featkd import spec
+from featkd import spec, specfile
 from featkd.errors import InputError
 
 SPECS = Path(__file__).parents[1] / "flows" / "specs"
@@ -48,7 +48,7 @@ def tree(**changes):
 )
 def test_wrong_specs_get_one_line_that_names_the_field(changes, expected):
     with pytest.raises(InputError) as raised:
-        spec.validate(tree(**changes))
+        specfile.validate(tree(**changes))
     message = str(raised.value)
     assert expected in message
     assert "\n" not in message
@@ -60,45 +60,45 @@ def test_files_that_are_no_spec(tmp_path):
     listing.write_text("- 1")
     for path, expected in [(missing, "no file"), (broken, "cannot be read as YAML"), (listing, "not a mapping")]:
         with pytest.raises(InputError, match=expected) as raised:
-            spec.load(path)
+            specfile.load(path)
         assert "\n" not in str(raised.value)
 
 
 def test_paths_are_relative_to_the_spec_and_overrides_apply(tmp_path):
     path = tmp_path / "poc.yaml"
     path.write_text(yaml.safe_dump(tree(data={"files": "docs/*.txt"}, teacher={"model": "teacher"})))
-    found = spec.load(path, ["cost.usd_per_hour=2.5", "training.tokens=7", "gates=[]"])
+    found = specfile.load(path, ["cost.usd_per_hour=2.5", "training.tokens=7", "gates=[]"])
     assert found.data.files == [str(tmp_path / "docs/*.txt")]
     assert found.teacher.model == str(tmp_path / "teacher")
     assert found.cost.usd_per_hour.value == 2.5
     assert found.training.tokens == 7
     for wrong in ("cost.usd_per_hour", "=3", "name.x=1", "a=[1"):
         with pytest.raises(InputError, match="--set"):
-            spec.load(path, [wrong])
+            specfile.load(path, [wrong])
 
 
 def test_the_digest_sees_every_value_and_no_order():
-    one, same = spec.validate(tree()), spec.validate(dict(reversed(tree().items())))
-    other = spec.validate(tree(cost={"usd_per_hour": 9}))
+    one, same = specfile.validate(tree()), specfile.validate(dict(reversed(tree().items())))
+    other = specfile.validate(tree(cost={"usd_per_hour": 9}))
     assert one.digest() == same.digest() != other.digest()
 
 
 def test_candidates_have_plain_names_with_one_size_and_full_names_with_several():
-    assert [found.name for found in spec.validate(tree()).candidates()] == ["sft", "logit-kd", "feature-kd"]
+    assert [found.name for found in specfile.validate(tree()).candidates()] == ["sft", "logit-kd", "feature-kd"]
     several = tree(students=[{"name": "m", "layers": 3}, {"name": "s", "layers": 2}], arms=["sft", "logit-kd"])
-    names = [found.name for found in spec.validate(several).candidates()]
+    names = [found.name for found in specfile.validate(several).candidates()]
     assert names == ["sft-m-fp32", "logit-kd-m-fp32", "sft-s-fp32", "logit-kd-s-fp32"]
 
 
 @pytest.mark.parametrize("name", ["default", "tiny"])
 def test_the_specs_that_come_with_featkd_are_valid(name):
-    assert spec.load(SPECS / f"{name}.yaml").candidates()
+    assert specfile.load(SPECS / f"{name}.yaml").candidates()
 
 
 def test_every_field_is_described():
     def check(model, path):
         for name, field in model.model_fields.items():
-            section = spec._section_of(field.annotation)
+            section = specfile._section_of(field.annotation)
             if section is not None:
                 check(section, f"{path}.{name}")
             else:

@@ -4,11 +4,11 @@ import numpy as np
 import pandas
 import pytest
 
-from featkd import spec
+from featkd import specfile
 from featkd.decide import assemble
 from featkd.decide.assemble import Evidence
 
-POC = spec.validate(
+POC = specfile.validate(
     {
         "name": "x",
         "data": {"files": ["a"]},
