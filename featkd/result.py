@@ -27,7 +27,7 @@ class Interval(Part):
 class Score(Part):
     """One task of one candidate."""
 
-    metric: str = Field(description="acc, acc_norm, word_perplexity, ...")
+    metric: str = Field(description="acc, acc_norm, token_perplexity, ...")
     higher_is_better: bool
     estimate: Interval
     examples: int

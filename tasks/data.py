@@ -10,6 +10,7 @@ from tasks.context import Context
 from tasks.stages import obtain, stage
 
 ROOMS = ["data"]
+FORMAT = {"label_prompt", "prompt_format"}  # applied after reading: how a document becomes tokens
 
 
 @stage("data")
@@ -17,7 +18,7 @@ def corpus(context: Context) -> Artefact:
     from featkd.data import load
 
     data = context.spec.data
-    inputs = {"data": data.model_dump(mode="json", exclude={"files"}), "source": load.source_identity(data)}
+    inputs = {"data": data.model_dump(mode="json", exclude={"files", *FORMAT}), "source": load.source_identity(data)}
     key = artefact_key(inputs, ROOMS, ["pandas"])
 
     def build(out: Path) -> dict[str, Any]:
@@ -58,13 +59,11 @@ def blocks(context: Context, corpus: Artefact, tokenizer: str, identity: str) ->
         "corpus": corpus.meta["digest"],
         "tokenizer": identity,
         "block_size": spec.block_size,
-        "label_prompt": spec.data.label_prompt,
+        "format": spec.data.model_dump(mode="json", include=FORMAT),
     }
     return obtain(
         context.log, "tokens", context.store, "tokens", artefact_key(inputs, ROOMS, ["tokenizers"]),
-        lambda out: tokens.pack(
-            corpus.path, tokens.load_tokenizer(tokenizer), spec.data.label_prompt, spec.block_size, out
-        ),
+        lambda out: tokens.pack(corpus.path, tokens.load_tokenizer(tokenizer), spec.data, spec.block_size, out),
         note=lambda made: f"{made.meta['training_tokens']:,} training tokens",
     )  # fmt: skip
 
@@ -77,7 +76,7 @@ def quality_tasks(context: Context, corpus: Artefact, blocks: Artefact, tokenize
     spec = context.spec
     asked = spec.quality.model_dump(mode="json", include={"max_examples", "context_tokens", "continuation_tokens"})
     names = [name for name in spec.quality.tasks if name.startswith("heldout_")]
-    inputs = {"tokens": blocks.key, "window": window, "tasks": names, **asked, "label_prompt": spec.data.label_prompt}
+    inputs = {"tokens": blocks.key, "window": window, "tasks": names, **asked}
 
     def build(out: Path) -> dict[str, Any]:
         import numpy as np

@@ -3,6 +3,7 @@
 documents.parquet has the columns id, part (train | valid | test), prompt, text, label.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from featkd.errors import InputError
 from featkd.spec import digest
 
 NGRAM = 8
+# scripts that set no spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese
+UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+UNIT = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")  # one such character, or a word
 NEAR_DUPLICATE = 0.5
 VALID_SHARE = 0.2
 MIN_HELD_OUT = 8
@@ -96,7 +100,7 @@ def _part(identity: str, held_out: float) -> str:
 
 
 def _without_near_duplicates(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Drop held-out documents that share most of their word 8-grams with the training part (cf. arXiv 2005.14165 C)."""
+    """Drop held-out documents that share most of their 8-grams with the training part (cf. arXiv 2005.14165 C)."""
     held_out = {row["id"]: _ngrams(row) for row in rows if row["part"] != "train"}
     wanted = set().union(*held_out.values()) if held_out else set()
     seen: set[int] = set()
@@ -111,8 +115,8 @@ def _without_near_duplicates(rows: list[dict[str, Any]]) -> list[dict[str, Any]]
 
 
 def _ngrams(row: dict[str, Any]) -> set[int]:
-    words = f"{row['prompt']} {row['text']}".lower().split()
-    return {hash(tuple(words[start : start + NGRAM])) for start in range(max(1, len(words) - NGRAM + 1))}
+    units = UNIT.findall(f"{row['prompt']} {row['text']}".lower())
+    return {hash(tuple(units[start : start + NGRAM])) for start in range(max(1, len(units) - NGRAM + 1))}
 
 
 def _check_enough(rows: list[dict[str, Any]], data: spec.Data) -> None:

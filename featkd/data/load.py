@@ -5,6 +5,7 @@ documents = list(read(spec.data))      # [{"prompt": "", "text": "...", "label":
 
 import glob
 import importlib.metadata
+import logging
 import platform
 import tempfile
 from collections.abc import Iterator
@@ -20,8 +21,9 @@ READERS = {
     ".txt": ("text", {}),
     ".jsonl": ("json", {}),
     ".json": ("json", {}),
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"sep": "\t"}),
+    # an answer may be the word None or NA
+    ".csv": ("csv", {"keep_default_na": False}),
+    ".tsv": ("csv", {"keep_default_na": False, "sep": "\t"}),
     ".parquet": ("parquet", {}),
 }
 
@@ -55,6 +57,7 @@ def _rows(data: spec.Data) -> Iterator[dict[str, Any]]:
     import datasets
 
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what it logs it also raises
     with tempfile.TemporaryDirectory() as cache:
         if data.hub:
             yield from _load(datasets, data.hub, name=data.hub_config, split=data.split)
@@ -69,12 +72,14 @@ def _rows(data: spec.Data) -> Iterator[dict[str, Any]]:
             yield from _load(datasets, reader, data_files=paths, split="train", cache_dir=cache, **options)
 
 
-def _load(datasets: Any, path: str, **options: Any) -> Any:
+def _load(datasets: Any, path: str, **options: Any) -> Iterator[dict[str, Any]]:
     try:
-        return datasets.load_dataset(path, **options)
+        yield from datasets.load_dataset(path, **options)
     except Exception as error:  # datasets raises many kinds; all of them mean that this input cannot be read
         cause = error.__cause__ or error
         message = " ".join(str(cause).split())[:300]
+        if isinstance(cause, UnicodeDecodeError):
+            message += "; save it as UTF-8"
         where = options.get("data_files", [path])[0]
         raise InputError(f"data: {where} cannot be read by datasets ({path}): {message}") from None
 

@@ -1,8 +1,10 @@
 """Quality tasks made of the held-out documents, as real lm-eval tasks: YAML and JSONL in one folder.
 
-heldout_perplexity     rolling log-likelihood of whole documents
+heldout_perplexity     log-likelihood of whole documents, or of responses given their prompts
 heldout_continuation   the true next passage among four; the others come from other documents with the same label
 heldout_routing        which class (library) does the document belong to
+
+Texts are cut to a number of tokens, between words where a passage is to go on, and never inside a character.
 """
 
 import json
@@ -17,12 +19,13 @@ import yaml
 
 from featkd import spec
 from featkd.data.corpus import documents
-from featkd.data.tokens import encode
+from featkd.data.tokens import context_and_text, encode, head, tail
 from featkd.errors import InputError
 
 PREFIX = "heldout_"
 CHOICES = 4
 MIN_EXAMPLES = 8
+PREFIX_ROOM = 1  # the token before the first one that is scored
 
 
 def build(
@@ -34,10 +37,12 @@ def build(
     Raises InputError when the held-out documents do not give enough examples.
     """
     rows = documents(corpus, "test")
+    for row in rows:
+        row["context"], row["text"] = context_and_text(tokenizer, row, data)
     random.Random(0).shuffle(rows)
     makers = {
         "heldout_perplexity": lambda: _perplexity(rows, tokenizer, unigram, quality, window),
-        "heldout_continuation": lambda: _continuation(rows, tokenizer, quality),
+        "heldout_continuation": lambda: _continuation(rows, tokenizer, quality, window),
         "heldout_routing": lambda: _routing(rows, tokenizer, data, quality, window),
     }
     meta: dict[str, Any] = {"chance": {}, "examples": {}}
@@ -71,35 +76,47 @@ def point_at(folder: Path, workdir: Path) -> Path:
 
 
 def _perplexity(rows: list[dict], tokenizer: Any, unigram: np.ndarray, quality: spec.Quality, window: int) -> tuple:
-    examples, loss, words = [], 0.0, 0
+    """Each example tells its number of tokens: perplexity per token is comparable where the tokenizer is the same.
+
+    A prompt's end and its response's beginning share the window, half of it at least for the response.
+    """
+    examples, loss, tokens = [], 0.0, 0
     for row in rows[: quality.max_examples]:
-        ids = encode(tokenizer, [row["prompt"] + row["text"]])[0][: window - 1]
-        text = tokenizer.decode(ids)
-        if not text.split():
+        context = tail(tokenizer, row["context"], (window - PREFIX_ROOM) // 2)
+        room = window - PREFIX_ROOM - len(encode(tokenizer, [context])[0])
+        text = head(tokenizer, row["text"], room)
+        ids = encode(tokenizer, [text])[0]
+        if not ids:
             continue
-        examples.append({"text": text})
+        examples.append({"context": context, "text": text, "tokens": len(ids)})
         loss -= float(unigram[np.array(ids)].sum())
-        words += len(text.split())
-    metrics = ["word_perplexity", "byte_perplexity", "bits_per_byte"]
-    config = {
-        "output_type": "loglikelihood_rolling",
-        "doc_to_text": "",
-        "doc_to_target": "{{text}}",
-        "metric_list": [{"metric": metric} for metric in metrics],
-    }
-    return config, examples, float(np.exp(min(loss / max(words, 1), 700)))
+        tokens += len(ids)
+    if any(row["context"] for row in rows):
+        scored = {"output_type": "loglikelihood", "doc_to_text": "context", "metric_list": [{"metric": "perplexity"}]}
+    else:
+        metrics = ["word_perplexity", "byte_perplexity", "bits_per_byte"]
+        scored = {
+            "output_type": "loglikelihood_rolling",
+            "doc_to_text": "",
+            "metric_list": [{"metric": metric} for metric in metrics],
+        }
+    return {**scored, "doc_to_target": "text"}, examples, float(np.exp(loss / max(tokens, 1)))
 
 
-def _continuation(rows: list[dict], tokenizer: Any, quality: spec.Quality) -> tuple:
-    need, length = quality.context_tokens, quality.continuation_tokens
-    pool = []
+def _continuation(rows: list[dict], tokenizer: Any, quality: spec.Quality, window: int) -> tuple:
+    length = quality.continuation_tokens
+    need = min(quality.context_tokens, window - length)
+    pool: list[tuple[str | None, str, str]] = []
     for row in rows:
-        body = encode(tokenizer, [row["text"]])[0]
-        context = (encode(tokenizer, [row["prompt"]])[0] if row["prompt"] else body[:need])[-need:]
-        rest = body if row["prompt"] else body[need:]
-        if len(rest) >= length:
-            pool.append((row["label"], context, rest[:length]))
-    pool = pool[: max(quality.max_examples, 4 * CHOICES)]
+        if row["context"]:
+            context, rest = tail(tokenizer, row["context"], need), row["text"]
+        else:
+            context = _whole_words(head(tokenizer, row["text"], need), row["text"])
+            rest = row["text"][len(context) :]
+        if context and len(encode(tokenizer, [rest])[0]) >= length:
+            pool.append((row["label"], context, head(tokenizer, rest, length)))
+        if len(pool) == max(quality.max_examples, 4 * CHOICES):
+            break
     rng, examples = random.Random(1), []
     for label, context, true in pool:
         others = [rest for other, _, rest in pool if other == label and rest != true]
@@ -109,19 +126,26 @@ def _continuation(rows: list[dict], tokenizer: Any, quality: spec.Quality) -> tu
             break
         choices = [true, *rng.sample(others, CHOICES - 1)]
         order = rng.sample(range(CHOICES), CHOICES)
-        texts = tokenizer.batch_decode([choices[index] for index in order])
-        examples.append({"context": tokenizer.decode(context), "choices": texts, "gold": order.index(0)})
+        examples.append({"context": context, "choices": [choices[n] for n in order], "gold": order.index(0)})
     config = {
         "output_type": "multiple_choice",
-        "doc_to_text": "{{context}}",
-        "doc_to_choice": "{{choices}}",
-        "doc_to_target": "{{gold}}",
+        "doc_to_text": "context",
+        "doc_to_choice": "choices",
+        "doc_to_target": "gold",
         "target_delimiter": "",
         # how much more likely the context makes a passage: its bare likelihood mostly tells common words from rare
         # ones (arXiv 2104.08315)
         "metric_list": [{"metric": "acc_mutual_info"}, {"metric": "acc"}],
     }
     return config, examples[: quality.max_examples], 1 / CHOICES
+
+
+def _whole_words(beginning: str, text: str) -> str:
+    """The beginning without its last word if that was cut; as it is where words are not parted by spaces."""
+    if text[len(beginning) : len(beginning) + 1].isspace():
+        return beginning.rstrip()
+    cut = max(beginning.rfind(" "), beginning.rfind("\n"))
+    return (beginning[:cut] if cut > len(beginning) // 2 else beginning).rstrip()
 
 
 def _routing(rows: list[dict], tokenizer: Any, data: spec.Data, quality: spec.Quality, window: int) -> tuple:
@@ -132,14 +156,13 @@ def _routing(rows: list[dict], tokenizer: Any, data: spec.Data, quality: spec.Qu
     room = window - max(map(len, encode(tokenizer, [data.label_prompt + " " + label for label in labels]))) - 1
     examples = []
     for row in rows:
-        ids = encode(tokenizer, [row["prompt"] + row["text"]])[0]
-        text = tokenizer.decode(ids[:room])
+        text = head(tokenizer, row["context"] + row["text"], room)
         examples.append({"text": text + data.label_prompt, "gold": labels.index(row["label"])})
     config = {
         "output_type": "multiple_choice",
-        "doc_to_text": "{{text}}",
+        "doc_to_text": "text",
         "doc_to_choice": labels,
-        "doc_to_target": "{{gold}}",
+        "doc_to_target": "gold",
         "target_delimiter": " ",
         "metric_list": [{"metric": "acc"}],
     }
@@ -172,7 +195,7 @@ def _write(name: str, config: dict[str, Any], examples: list[dict], out: Path) -
 
 def _probe(rows: list[dict], tokenizer: Any, window: int) -> list[list[int]]:
     """Token ids of a few held-out documents of unequal length, for the parity check and the latency prompt."""
-    encoded = encode(tokenizer, [row["prompt"] + row["text"] for row in rows[:200]])
+    encoded = encode(tokenizer, [row["context"] + row["text"] for row in rows[:200]])
     longest = sorted(encoded, key=len, reverse=True)
     lengths = [window // 2, window // 3, window // 4, window // 8]
     return [ids[: max(length, 4)] for ids, length in zip(longest, lengths, strict=False) if len(ids) >= 4]

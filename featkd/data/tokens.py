@@ -1,11 +1,12 @@
 """Text to token blocks: a byte-level BPE tokenizer for a teacher of our own, and packing for any tokenizer."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from featkd import spec
 from featkd.data.corpus import documents
 from featkd.errors import InputError
 
@@ -29,7 +30,7 @@ def train_tokenizer(corpus: Path, vocab_size: int, label_prompt: str, model_max_
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = (row["prompt"] + training_text(row, label_prompt) for row in documents(corpus, "train"))
+    texts = (f"{row['prompt']}\n{_learned(row, label_prompt)}".strip() for row in documents(corpus, "train"))
     tokenizer.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -56,9 +57,55 @@ def load_tokenizer(folder: str | Path) -> Any:
     return tokenizer
 
 
-def training_text(row: dict[str, Any], label_prompt: str) -> str:
-    """What is learned of a document: its text and, where it has a class, the class after `label_prompt`."""
+def context_and_text(tokenizer: Any, row: dict[str, Any], data: spec.Data) -> tuple[str, str]:
+    """What is read of a document and what is learned: its prompt (empty for plain text) and its text.
+
+    White space between them belongs to the text, where lm-eval moves it too: what is trained is what is scored.
+    Raises InputError when a chat template is asked for and the tokenizer has none.
+    """
+    if not row["prompt"]:
+        return "", row["text"]
+    has_template = bool(getattr(tokenizer, "chat_template", None))
+    if data.prompt_format == "chat" and not has_template:
+        raise InputError("data.prompt_format: the tokenizer has no chat template; write plain")
+    prompt = row["prompt"] + "\n"
+    if has_template and data.prompt_format != "plain":
+        turns = [{"role": "user", "content": row["prompt"]}]
+        prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    context = prompt.rstrip()
+    return context, prompt[len(context) :] + row["text"]
+
+
+def _learned(row: dict[str, Any], label_prompt: str) -> str:
+    """A document's text and, where it has a class, the class after `label_prompt`."""
     return row["text"] + (f"{label_prompt} {row['label']}" if row["label"] else "")
+
+
+def head(tokenizer: Any, text: str, most: int) -> str:
+    """The longest beginning of a text that has at most `most` tokens. Cut between characters, never inside one."""
+    return text[: _longest(tokenizer, lambda length: text[:length], len(text), most)]
+
+
+def tail(tokenizer: Any, text: str, most: int) -> str:
+    """The longest end of a text that has at most `most` tokens."""
+    return text[len(text) - _longest(tokenizer, lambda length: text[len(text) - length :], len(text), most) :]
+
+
+def _longest(tokenizer: Any, part: Callable[[int], str], size: int, most: int) -> int:
+    """The largest length up to `size` whose `part` has at most `most` tokens, found by doubling and halving."""
+
+    def fits(length: int) -> bool:
+        return len(encode(tokenizer, [part(length)])[0]) <= most
+
+    low, high = 0, min(size, max(most, 1))
+    while fits(high):
+        if high == size:
+            return size
+        low, high = high, min(size, 2 * high)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def separator(tokenizer: Any) -> int | None:
@@ -66,18 +113,25 @@ def separator(tokenizer: Any) -> int | None:
     return tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
 
 
-def pack(corpus: Path, tokenizer: Any, label_prompt: str, block_size: int, out: Path) -> dict[str, Any]:
+def beginning(tokenizer: Any) -> list[int]:
+    """The begin token where the tokenizer puts one before every text, else nothing."""
+    ids = tokenizer("")["input_ids"]
+    return ids if ids == [tokenizer.bos_token_id] else []
+
+
+def pack(corpus: Path, tokenizer: Any, data: spec.Data, block_size: int, out: Path) -> dict[str, Any]:
     """Write train.npy and valid.npy, int32 [2, blocks, block_size]: ids and labels (IGNORED on prompts).
 
-    Documents are joined by the end token and cut into blocks; the unfinished last block is dropped.
-    Raises InputError when the training part is shorter than one block.
+    Documents begin with the begin token if the tokenizer sets one, end with the end token, and are cut into blocks;
+    the unfinished last block is dropped.
+    Raises InputError when a part is shorter than one block.
     """
-    train = _blocks(documents(corpus, "train"), tokenizer, label_prompt, block_size)
+    train = _blocks(documents(corpus, "train"), tokenizer, data, block_size)
     if not train.shape[1]:
         raise InputError(
             f"data: the training part is shorter than one block; lower block_size ({block_size}) or add data"
         )
-    valid = _blocks(documents(corpus, "valid"), tokenizer, label_prompt, block_size)[:, :VALID_BLOCKS]
+    valid = _blocks(documents(corpus, "valid"), tokenizer, data, block_size)[:, :VALID_BLOCKS]
     if not valid.shape[1]:
         raise InputError(
             f"data: the validation part is shorter than one block; lower block_size ({block_size}), "
@@ -99,23 +153,26 @@ def unigram_log_probabilities(train_ids: np.ndarray, vocab_size: int) -> np.ndar
     return np.log(counts / counts.sum())
 
 
-def _blocks(rows: list[dict[str, Any]], tokenizer: Any, label_prompt: str, block_size: int) -> np.ndarray:
+def _blocks(rows: list[dict[str, Any]], tokenizer: Any, data: spec.Data, block_size: int) -> np.ndarray:
     ids: list[int] = []
     labels: list[int] = []
     end = separator(tokenizer)
     ending = [] if end is None else [end]
-    for prompt, text in _encoded(rows, tokenizer, label_prompt):
-        ids += prompt + text + ending
-        labels += [IGNORED] * len(prompt) + text + ending
+    begin = beginning(tokenizer)
+    for context, text in _encoded(rows, tokenizer, data):
+        read = context if context[: len(begin)] == begin else begin + context
+        ids += read + text + ending
+        labels += [IGNORED] * len(read) + text + ending
     whole = len(ids) // block_size * block_size
     return np.array([ids[:whole], labels[:whole]], dtype=np.int32).reshape(2, -1, block_size)
 
 
-def _encoded(rows: list[dict[str, Any]], tokenizer: Any, label_prompt: str) -> Iterable[tuple[list[int], list[int]]]:
+def _encoded(rows: list[dict[str, Any]], tokenizer: Any, data: spec.Data) -> Iterator[tuple[list[int], list[int]]]:
     for start in range(0, len(rows), ENCODE_BATCH):
         batch = rows[start : start + ENCODE_BATCH]
-        prompts = encode(tokenizer, [row["prompt"] for row in batch])
-        yield from zip(prompts, encode(tokenizer, [training_text(row, label_prompt) for row in batch]), strict=True)
+        pairs = [context_and_text(tokenizer, {**row, "text": _learned(row, data.label_prompt)}, data) for row in batch]
+        contexts, texts = (encode(tokenizer, list(part)) for part in zip(*pairs, strict=True))
+        yield from zip(contexts, texts, strict=True)
 
 
 def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:

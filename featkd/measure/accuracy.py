@@ -18,8 +18,10 @@ from unittest import mock
 import numpy as np
 
 from featkd.errors import InputError, RunError
+from featkd.measure.statistics import is_perplexity
 
-ROLLING = "word_perplexity"
+PERPLEXITIES = ("word_perplexity", "byte_perplexity", "bits_per_byte", "perplexity")
+PER_TOKEN = "token_perplexity"
 PREFERRED = ("acc", "acc_norm", "exact_match", "f1", "bleu", "rouge1")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
@@ -50,7 +52,8 @@ def evaluate(
         limit: examples per task, None for all. batch_size: sequences per forward pass.
 
     Returns {task: {metric, higher_is_better, value, examples, n_choices}}; `value` is recomputed from the samples:
-    their mean, or exp(-nats per word) for perplexities; n_choices is 0 where there are none.
+    their mean, or exp(-nats per unit) for perplexities; n_choices is 0 where there are none. The unit is a word, a
+    byte, a document, or a token where the task's documents tell their number in a field `tokens`.
     A group (mmlu) gives one entry per member task.
     Raises InputError (unknown task, or one that needs a download while offline) and RunError.
     """
@@ -87,8 +90,10 @@ def evaluate(
         config = found["configs"][task]
         metric = _primary(config, samples)
         mine = [_row(task, metric, config, sample) for sample in samples if metric in sample["metrics"]]
+        if not mine:
+            raise InputError(f"quality.tasks: {task} has no example with {metric}")
         rows += mine
-        summary[task] = _summary(metric, bool(found["higher_is_better"][task].get(metric, True)), mine)
+        summary[task] = _summary(bool(found["higher_is_better"][task].get(metric, True)), mine)
     out.mkdir(parents=True, exist_ok=True)
     pandas.DataFrame(rows).to_parquet(out / "samples.parquet", index=False)
     (out / "accuracy.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
@@ -126,8 +131,6 @@ def _primary(config: dict[str, Any], samples: list[dict[str, Any]]) -> str:
     """The metric that stands for the task: its first where it lists acc_mutual_info, else by preference."""
     listed = [entry["metric"] for entry in config.get("metric_list") or [] if isinstance(entry.get("metric"), str)]
     there = [name for name in samples[0]["metrics"]] if samples else listed
-    if config.get("output_type") == "loglikelihood_rolling" and ROLLING in there:
-        return ROLLING
     order = listed if "acc_mutual_info" in listed else [*PREFERRED, *listed]
     return next((name for name in order if name in there), there[0])
 
@@ -136,13 +139,22 @@ def _row(task: str, metric: str, config: dict[str, Any], sample: dict[str, Any])
     row = {"task": task, "doc_id": int(sample["doc_id"]), "metric": metric, "weight": 1.0, "bytes": 0, "choice": -1,
            "gold": -1, "n_choices": 0, "choice_logprobs": []}  # fmt: skip
     value = sample[metric]
-    if config.get("output_type") == "loglikelihood_rolling" and isinstance(value, tuple | list):
-        nats, weight = value
-        sizes = sample.get("byte_perplexity") or sample.get("bits_per_byte") or (nats, 0)
-        return {**row, "score": float(nats), "weight": float(weight), "bytes": int(sizes[1])}
+    if metric in PERPLEXITIES:
+        return {**row, **_likelihood(metric, sample)}
     if config.get("output_type") == "multiple_choice":
         row.update(_choice(metric, config, sample))
     return {**row, "score": _number(value, task, metric)}
+
+
+def _likelihood(metric: str, sample: dict[str, Any]) -> dict[str, Any]:
+    """score: log-likelihood in nats; weight: the units it is spread over. bits_per_byte is told as a perplexity."""
+    value = sample[metric]
+    nats, weight = value if isinstance(value, tuple | list) else (value, 1)
+    name = "byte_perplexity" if metric == "bits_per_byte" else metric
+    if tokens := sample["doc"].get("tokens"):
+        name, weight = PER_TOKEN, tokens
+    sizes = sample.get("byte_perplexity") or sample.get("bits_per_byte") or (nats, 0)
+    return {"metric": name, "score": float(nats), "weight": float(weight), "bytes": int(sizes[1])}
 
 
 def _choice(metric: str, config: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
@@ -178,9 +190,10 @@ def _number(value: Any, task: str, metric: str) -> float:
         ) from None
 
 
-def _summary(metric: str, higher_is_better: bool, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _summary(higher_is_better: bool, rows: list[dict[str, Any]]) -> dict[str, Any]:
     scores, weights = np.array([row["score"] for row in rows]), np.array([row["weight"] for row in rows])
-    if metric == ROLLING:
+    metric = rows[0]["metric"]
+    if is_perplexity(metric):
         value, higher_is_better = math.exp(min(-scores.sum() / max(weights.sum(), 1), 700)), False
     else:
         value = float(scores.mean())

@@ -29,7 +29,7 @@ def score(
 
     Args:
         candidate, teacher: rows of one task from samples.parquet; the same examples in any order.
-        chance: what guessing gives: an accuracy, or a unigram model's perplexity per word. None if unknown.
+        chance: what guessing gives: an accuracy, or a unigram model's perplexity per the same unit. None if unknown.
         higher_is_better: of the metric; by default true but for perplexities.
 
     `retained` is (candidate - chance) / (teacher - chance), of logarithms for perplexities: nats above chance that
@@ -60,7 +60,7 @@ def score(
         examples=len(candidate),
         chance=chance,
         difference=interval(lambda s, w, t, v, axis: _perplexity(s, w, axis) - _perplexity(t, v, axis), both),
-        retained=_retained(_nats_per_word, both, None if chance is None else float(np.log(chance)), False),
+        retained=_retained(_nats_per_unit, both, None if chance is None else float(np.log(chance)), False),
         ratio=interval(_ratio, both),
     )
 
@@ -134,17 +134,17 @@ def _mean(scores: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
     return scores.mean(axis=axis)
 
 
-def _nats_per_word(nats: np.ndarray, words: np.ndarray, axis: int) -> np.ndarray:
-    """Logarithm of the corpus perplexity: -sum(log-likelihoods) / sum(words)."""
-    return -nats.sum(axis=axis) / words.sum(axis=axis)
+def _nats_per_unit(nats: np.ndarray, units: np.ndarray, axis: int) -> np.ndarray:
+    """Logarithm of the corpus perplexity: -sum(log-likelihoods) / sum(tokens, words or bytes)."""
+    return -nats.sum(axis=axis) / units.sum(axis=axis)
 
 
-def _perplexity(nats: np.ndarray, words: np.ndarray, axis: int) -> np.ndarray:
-    return np.exp(np.minimum(_nats_per_word(nats, words, axis), LARGEST_LOG))
+def _perplexity(nats: np.ndarray, units: np.ndarray, axis: int) -> np.ndarray:
+    return np.exp(np.minimum(_nats_per_unit(nats, units, axis), LARGEST_LOG))
 
 
 def _ratio(s: np.ndarray, w: np.ndarray, t: np.ndarray, v: np.ndarray, axis: int) -> np.ndarray:
-    return np.exp(np.minimum(_nats_per_word(s, w, axis) - _nats_per_word(t, v, axis), LARGEST_LOG))
+    return np.exp(np.minimum(_nats_per_unit(s, w, axis) - _nats_per_unit(t, v, axis), LARGEST_LOG))
 
 
 def _columns(rows: "DataFrame") -> tuple[np.ndarray, np.ndarray]:

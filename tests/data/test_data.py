@@ -1,5 +1,6 @@
 """From files to documents, blocks and tasks."""
 
+import copy
 import json
 
 import numpy as np
@@ -13,6 +14,13 @@ from featkd.data import corpus, docstrings, load, tasks, tokens
 from featkd.errors import InputError
 
 TEXTS = [tiny_models.text(seed, 60) for seed in range(200)]
+
+
+def japanese(seed, length=90):
+    rng = np.random.default_rng(seed)
+    return "".join(
+        "日本語文章東京大学生活水火木金土山川田中人口目手足力男女子犬"[n] for n in rng.integers(0, 30, length)
+    )
 
 
 def data(*files, **changes):
@@ -44,6 +52,20 @@ def test_prompt_and_response_may_be_nested(tmp_path):
     path = write(tmp_path, "a.jsonl", [{"instruction": "Why?", "instances": [{"output": "Because."}]}])
     (row,) = load.read(data(path, prompt_field="instruction", response_field="instances.0.output"))
     assert (row["prompt"], row["text"]) == ("Why?", "Because.")
+
+
+def test_words_that_look_like_missing_values_stay_words(tmp_path):
+    path = write(tmp_path, "a.csv", [{"text": text} for text in ("None", "NA", "3", "")])
+    assert [row["text"] for row in load.read(data(path))] == ["None", "NA", "3", ""]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.txt"])
+def test_another_encoding_is_one_line_with_the_remedy(tmp_path, name):
+    row = {"a.jsonl": '{"text": "日本語"}\n'}.get(name, "text\n日本語\n")
+    (tmp_path / name).write_bytes(row.encode("shift_jis"))
+    with pytest.raises(InputError, match="save it as UTF-8") as raised:
+        list(load.read(data(tmp_path / name)))
+    assert "\n" not in str(raised.value)
 
 
 def test_wrong_sources_name_the_field_and_the_remedy(tmp_path):
@@ -116,6 +138,15 @@ def test_near_duplicates_of_training_text_are_not_held_out(tmp_path):
     assert not training & set(held_out)
 
 
+def test_near_duplicates_are_found_where_words_are_not_parted(tmp_path):
+    rows = [{"text": japanese(n)} for n in range(200)]
+    rows += [{"text": row["text"] + "です"} for row in rows]
+    meta = corpus.build(data(write(tmp_path, "a.jsonl", rows)), tmp_path)
+    training = {row["text"].removesuffix("です") for row in corpus.documents(tmp_path, "train")}
+    held_out = [row["text"].removesuffix("です") for row in corpus.documents(tmp_path, "test")]
+    assert meta["near_duplicates_removed"] > 20 and not training & set(held_out)
+
+
 @pytest.mark.parametrize(
     ("rows", "expected"), [([{"text": ""}] * 9, "no document"), ([{"text": "a b"}, {"text": "c"}], "for the tasks")]
 )
@@ -139,13 +170,13 @@ def prepared(tmp_path_factory):
 
 def test_blocks_hold_the_documents_and_learn_responses_alone(prepared, tmp_path):
     folder, source, tokenizer = prepared
-    meta = tokens.pack(folder, tokenizer, source.label_prompt, 32, tmp_path)
+    meta = tokens.pack(folder, tokenizer, source, 32, tmp_path)
     ids, labels = np.load(tmp_path / "train.npy")
     assert ids.shape == labels.shape == (meta["training_blocks"], 32)
     stream, learned = ids.ravel(), labels.ravel()
     first = corpus.documents(folder, "train")[0]
     text = tokenizer.decode(stream[: list(stream).index(tokenizer.eos_token_id)])
-    assert text == f"{first['prompt']}{first['text']}\nKind: {first['label']}"
+    assert text == f"{first['prompt']}\n{first['text']}\nKind: {first['label']}"
     prompt_length = len(tokens.encode(tokenizer, [first["prompt"]])[0])
     assert (learned[:prompt_length] == tokens.IGNORED).all()
     assert learned[prompt_length] == stream[prompt_length]
@@ -156,7 +187,50 @@ def test_blocks_hold_the_documents_and_learn_responses_alone(prepared, tmp_path)
 def test_a_corpus_shorter_than_one_block_is_refused(prepared, tmp_path):
     folder, source, tokenizer = prepared
     with pytest.raises(InputError, match="shorter than one block"):
-        tokens.pack(folder, tokenizer, source.label_prompt, 1_000_000, tmp_path)
+        tokens.pack(folder, tokenizer, source, 1_000_000, tmp_path)
+
+
+def test_prompts_are_written_in_the_tokenizers_chat_template(prepared):
+    _, source, tokenizer = prepared
+    chatty = copy.deepcopy(tokenizer)
+    chatty.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{{ '<assistant>\n' }}"
+    row = {"prompt": "Why?", "text": "Because."}
+    assert tokens.context_and_text(chatty, row, source) == ("<user>Why?\n<assistant>", "\nBecause.")
+    plain = source.model_copy(update={"prompt_format": "plain"})
+    assert tokens.context_and_text(chatty, row, plain) == ("Why?", "\nBecause.")
+    assert tokens.context_and_text(tokenizer, row, source) == ("Why?", "\nBecause.")
+    assert tokens.context_and_text(chatty, row | {"prompt": ""}, source) == ("", "Because.")
+    with pytest.raises(InputError, match="no chat template; write plain"):
+        tokens.context_and_text(tokenizer, row, source.model_copy(update={"prompt_format": "chat"}))
+
+
+def test_documents_begin_with_the_begin_token_of_tokenizers_that_set_one(prepared, tmp_path):
+    from tokenizers.processors import TemplateProcessing
+
+    folder, source, tokenizer = prepared
+    begins = copy.deepcopy(tokenizer)
+    begins.add_special_tokens({"bos_token": "<s>"})
+    begins.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", begins.bos_token_id)]
+    )
+    tokens.pack(folder, begins, source, 32, tmp_path)
+    ids, labels = np.load(tmp_path / "train.npy").reshape(2, -1)
+    ends = np.flatnonzero(ids[:-1] == begins.eos_token_id)
+    assert ids[0] == begins.bos_token_id and (ids[ends + 1] == begins.bos_token_id).all()
+    assert (labels[ids == begins.bos_token_id] == tokens.IGNORED).all()
+
+
+@pytest.mark.parametrize("text", [TEXTS[0], japanese(1), "a" * 300, "🙂é" * 40])
+@pytest.mark.parametrize("most", [1, 7, 30, 1000])
+def test_texts_are_cut_by_tokens_and_never_inside_a_character(prepared, text, most):
+    tokenizer = prepared[2]
+    for part, found in [
+        (tokens.head(tokenizer, text, most), text.startswith),
+        (tokens.tail(tokenizer, text, most), text.endswith),
+    ]:
+        assert found(part)
+        assert len(tokens.encode(tokenizer, [part])[0]) <= most
+        assert part == text or len(tokens.encode(tokenizer, [part])[0]) >= most - 3
 
 
 def test_the_same_text_gives_the_same_tokenizer(prepared, tmp_path):
@@ -182,6 +256,24 @@ def test_tasks_are_real_lm_eval_tasks_from_held_out_documents(prepared, tmp_path
     for row in map(json.loads, (tmp_path / "heldout_continuation.jsonl").read_text().splitlines()):
         assert len(set(row["choices"])) == 4
         assert row["choices"][row["gold"]].strip() in held_out
+    rows = [json.loads(line) for line in (tmp_path / "heldout_perplexity.jsonl").read_text().splitlines()]
+    assert all(row["context"].startswith("Question") and row["text"].startswith("\n") for row in rows)
+    assert [row["tokens"] for row in rows] == [len(ids) for ids in tokens.encode(tokenizer, [r["text"] for r in rows])]
+
+
+def test_a_passage_goes_on_between_words_and_japanese_between_characters(prepared, tmp_path):
+    tokenizer = prepared[2]
+    quality = spec.Quality(tasks=["heldout_continuation"], context_tokens=20, continuation_tokens=9)
+    for texts in (TEXTS, [japanese(n) for n in range(200)]):
+        source = data(write(tmp_path, "a.jsonl", [{"text": text} for text in texts]))
+        corpus.build(source, tmp_path)
+        tasks.build(tmp_path, tokenizer, np.zeros(len(tokenizer)), source, quality, 64, tmp_path)
+        rows = [json.loads(line) for line in (tmp_path / "heldout_continuation.jsonl").read_text().splitlines()]
+        assert len(rows) > 8
+        for row in rows:
+            whole = row["context"] + row["choices"][row["gold"]]
+            assert any(text.startswith(whole) for text in texts)
+            assert texts is not TEXTS or row["choices"][row["gold"]].startswith(" ")
 
 
 def test_an_unknown_made_task_is_refused(prepared, tmp_path):

@@ -69,6 +69,40 @@ def test_the_summary_can_be_recomputed_from_the_evidence(measured):
                                   "choice_logprobs", "score"]  # fmt: skip
 
 
+def test_perplexity_of_responses_given_their_prompts_is_per_token(exported, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    done = exported("llama")
+    tokenizer = AutoTokenizer.from_pretrained(done.hf)
+    model = AutoModelForCausalLM.from_pretrained(done.hf, dtype=torch.float64)
+    documents, nats, count = [], 0.0, 0
+    for n in range(10):
+        context, text = tiny_models.text(n, 6), "\n" + tiny_models.text(100 + n, 5 + n)
+        before, after = (tokenizer.encode(part, add_special_tokens=False) for part in (context, text))
+        with torch.no_grad():
+            logits = model(torch.tensor([before + after])).logits[0].log_softmax(-1)
+        nats += sum(float(logits[len(before) + k - 1, token]) for k, token in enumerate(after))
+        count += len(after)
+        documents.append({"context": context, "text": text, "tokens": len(after)})
+    (tmp_path / "answers.jsonl").write_text("\n".join(map(json.dumps, documents)))
+    (tmp_path / "answers.yaml").write_text(json.dumps({
+        "task": "answers", "dataset_path": "json", "test_split": "test", "output_type": "loglikelihood",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "answers.jsonl")}},
+        "doc_to_text": "context", "doc_to_target": "text", "metric_list": [{"metric": "perplexity"}]}))  # fmt: skip
+    summary = accuracy.evaluate(done.onnx, ["answers"], [tmp_path], None, 8, 2, "cpu", tmp_path / "out")["answers"]
+    assert summary["value"] == pytest.approx(math.exp(-nats / count), rel=1e-5)
+    assert (summary["metric"], summary["higher_is_better"], summary["examples"]) == ("token_perplexity", False, 10)
+
+
+@pytest.mark.parametrize(
+    ("metric", "told"), [("byte_perplexity", "byte_perplexity"), ("bits_per_byte", "byte_perplexity")]
+)
+def test_a_rolling_task_may_ask_for_bytes(metric, told):
+    row = accuracy._row("t", metric, {}, {"doc_id": 3, "doc": {}, metric: (-12.0, 6)})
+    assert (row["metric"], row["score"], row["weight"], row["bytes"]) == (told, -12.0, 6.0, 6)
+
+
 def test_long_texts_and_is_greedy_agree_with_hflm(exported):
     """Texts beyond the model's length, empty contexts, shared contexts, contexts that end in a space."""
     with accuracy._quiet():
