@@ -13,6 +13,7 @@ none is started.
 import contextlib
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -32,14 +33,20 @@ START_TIMEOUT_S = 120
 STOP_TIMEOUT_S = 5
 LOGS_KEPT = 40
 MADE_TASKS = "heldout_"
+TASK_NAME = re.compile(r"^(?:task|group|tag): *['\"]?([\w.-]+)", re.MULTILINE)
 
 
 def needs_hub(spec: Spec) -> bool:
     """Does the spec name something that lies on the Hugging Face hub? A stock lm-eval task brings its data set."""
-    stock_tasks = [name for name in spec.quality.tasks if not name.startswith(MADE_TASKS)]
-    return bool(
-        spec.data.hub or (spec.teacher.model or "").startswith("hub:") or (stock_tasks and not spec.quality.include)
-    )
+    own = _task_names(Path(spec.quality.include)) if spec.quality.include else set()
+    stock_tasks = [name for name in spec.quality.tasks if not name.startswith(MADE_TASKS) and name not in own]
+    return bool(spec.data.hub or (spec.teacher.model or "").startswith("hub:") or stock_tasks)
+
+
+def _task_names(folder: Path) -> set[str]:
+    """Tasks, groups and tags that the YAML files of a folder define."""
+    texts = (file.read_text(encoding="utf-8", errors="replace") for file in folder.rglob("*.yaml"))
+    return {name for text in texts for name in TASK_NAME.findall(text)}
 
 
 def quiet_environment(hub: bool = False) -> dict[str, str]:

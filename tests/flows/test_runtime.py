@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from featkd import spec as specs
+from featkd import specfile
 from flows import runtime
 
 FLOW = """
@@ -99,7 +99,7 @@ def test_a_server_that_the_user_named_is_used(monkeypatch, tmp_path):
     assert os.environ["PREFECT_HOME"] == "/somewhere"
 
 
-def test_offline_unless_the_spec_names_the_hub():
+def test_offline_unless_the_spec_names_the_hub(tmp_path):
     tree = {
         "name": "a",
         "data": {"builtin": "docstrings", "packages": ["stdlib"]},
@@ -107,8 +107,12 @@ def test_offline_unless_the_spec_names_the_hub():
         "students": [{"name": "s", "layers": 1}],
         "training": {"tokens": 1000},
     }
-    assert not runtime.needs_hub(specs.validate(tree))
-    assert runtime.needs_hub(specs.validate(tree | {"data": {"hub": "owner/name"}}))
-    assert runtime.needs_hub(specs.validate(tree | {"teacher": {"model": "hub:owner/name"}}))
-    assert runtime.needs_hub(specs.validate(tree | {"quality": {"tasks": ["arc_easy"]}}))
+    assert not runtime.needs_hub(specfile.validate(tree))
+    assert runtime.needs_hub(specfile.validate(tree | {"data": {"hub": "owner/name"}}))
+    assert runtime.needs_hub(specfile.validate(tree | {"teacher": {"model": "hub:owner/name"}}))
+    assert runtime.needs_hub(specfile.validate(tree | {"quality": {"tasks": ["arc_easy"]}}))
+    (tmp_path / "mine.yaml").write_text("task: my_pairs\ndataset_path: json\n")
+    own = {"include": str(tmp_path), "tasks": ["my_pairs"]}
+    assert not runtime.needs_hub(specfile.validate(tree | {"quality": own}))
+    assert runtime.needs_hub(specfile.validate(tree | {"quality": own | {"tasks": ["my_pairs", "arc_easy"]}}))
     assert runtime.quiet_environment(hub=False)["HF_HUB_OFFLINE"] == "1"
