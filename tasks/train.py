@@ -1,5 +1,6 @@
 """Stages teacher and distil: the model to replace, and all students on one pass of it."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,12 +155,20 @@ def _note(made: Artefact) -> str:
 
 
 def _parameters(folder: Path) -> int:
+    """Of the files that transformers loads: a hub folder may hold a second copy under another name."""
     from math import prod
 
     from safetensors import safe_open
 
+    index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if whole.is_file():
+        files = {whole}
+    elif index.is_file():
+        files = {folder / name for name in json.loads(index.read_text())["weight_map"].values()}
+    else:
+        files = set(folder.glob("*.safetensors"))
     total = 0
-    for file in folder.glob("*.safetensors"):
+    for file in files:
         with safe_open(file, framework="numpy") as weights:
             total += sum(prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
     return total

@@ -14,9 +14,11 @@ def student_config(size: spec.Student, teacher_config: Any) -> Any:
     """The teacher's configuration with the size's shape. Raises InputError where the shape does not fit."""
     config = copy.deepcopy(teacher_config)
     config.num_hidden_layers = size.layers
-    for name in ("layer_types", "head_dim"):
-        if isinstance(getattr(config, name, None), list):
-            setattr(config, name, getattr(config, name)[: size.layers])
+    kinds = getattr(config, "layer_types", None)
+    if kinds:  # a copied block stays what it is; a new one follows the teacher's pattern from its start
+        copied = size.init == "copy" and size.layers <= len(kinds)
+        chosen = _source_layers(size.layers, len(kinds)) if copied else range(size.layers)
+        config.layer_types = [kinds[layer % len(kinds)] for layer in chosen]
     if size.hidden_size:
         config.hidden_size = size.hidden_size
     if size.intermediate_size:
@@ -53,7 +55,7 @@ def _copy_layers(student: Any, teacher: Any) -> float:
     s_layers, t_layers = student.config.num_hidden_layers, teacher.config.num_hidden_layers
     if s_layers > t_layers:
         raise InputError(f"students: {s_layers} layers cannot be copied from a teacher with {t_layers}")
-    source = [round(index * (t_layers - 1) / max(1, s_layers - 1)) for index in range(s_layers)]
+    source = _source_layers(s_layers, t_layers)
     weights = teacher.state_dict()
 
     def origin(name: str) -> str:
@@ -62,6 +64,11 @@ def _copy_layers(student: Any, teacher: Any) -> float:
     copied = {name: weights[origin(name)] for name in student.state_dict()}
     student.load_state_dict(copied)
     return 1.0
+
+
+def _source_layers(student_layers: int, teacher_layers: int) -> list[int]:
+    """Evenly spaced teacher blocks, first and last among them."""
+    return [round(index * (teacher_layers - 1) / max(1, student_layers - 1)) for index in range(student_layers)]
 
 
 def _kv_heads(config: Any) -> int:

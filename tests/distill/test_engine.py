@@ -200,3 +200,13 @@ def test_logits_of_kept_positions_are_the_model_s_own(kind, tmp_path):
     assert forward.plain == (kind != "gemma2"), "gemma2 caps its logits"
     with torch.no_grad():
         assert torch.allclose(forward(ids, keep).logits, made(input_ids=ids).logits[keep], atol=1e-5)
+
+
+def test_copied_blocks_keep_their_kind_of_attention(tmp_path):
+    made = teacher.load(tiny_models.save("gemma2", tmp_path, layers=4))
+    kinds = made.config.layer_types
+    assert len(set(kinds)) == 2
+    copied = student.student_config(spec.Student(name="c", layers=2, init="copy"), made.config)
+    assert copied.layer_types == [kinds[0], kinds[3]]
+    random = student.student_config(spec.Student(name="r", layers=6), made.config)
+    assert random.layer_types == (kinds + kinds)[:6]
