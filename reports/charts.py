@@ -49,7 +49,7 @@ def quality(result: Result, t: Text) -> Chart:
         legend += [Entry(t("charts.teacher_band"), REFERENCE, "band")] if numbers.has_interval(teacher) else []
         legend += [Entry(t("charts.chance"), REFERENCE)] if chance is not None else []
         better = t("charts.higher_better" if first.higher_is_better else "charts.lower_better")
-        unit = t("units.percent") if scale == 100 else first.metric
+        unit = t("units.percent") if scale == 100 else t.code("metrics", first.metric)
         figure, axes = frame(24 * len(scored), list(scored), f"{unit} · {better}", legend=legend)
         if numbers.has_interval(teacher):
             axes.axvspan(teacher.low * scale, teacher.high * scale, color=BAND, linewidth=0)

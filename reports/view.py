@@ -125,7 +125,7 @@ def _task_rows(row: Callable[..., Row], result: Result, task: str, t: Text) -> l
 
     share = is_share(score.metric)
     better = t("rows.higher_better" if score.higher_is_better else "rows.lower_better")
-    unit = f"{t('units.percent') if share else score.metric} · {better}"
+    unit = f"{t('units.percent') if share else t.code('metrics', score.metric)} · {better}"
     rows = [row("quality", t.task(task), unit, read("estimate"), 100 if share else 1)]
     for field, row_unit, scale in (("ratio", "share_of_teacher", 1), ("retained", "percent", 100)):
         if any(_of(c.quality.tasks.get(task), field) for c in result.candidates.values()):

@@ -185,7 +185,7 @@ def perplexity(value: float) -> Score:
     unigram = 812.0
     kept = math.log(unigram / value) / math.log(unigram / PERPLEXITY["teacher"])
     return Score(
-        metric="word_perplexity",
+        metric="token_perplexity",
         higher_is_better=False,
         estimate=around(value, 0.03 * value),
         examples=400,
