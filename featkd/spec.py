@@ -38,6 +38,7 @@ class Data(Section):
         description="Local files or globs: .txt, .jsonl, .json, .csv, .tsv, .parquet. Relative to the spec's folder.",
     )
     hub: str | None = Field(None, description="A dataset id on the Hugging Face hub. Downloads.")
+    revision: str | None = Field(None, description="The commit of a hub dataset. Default: the newest.")
     hub_config: str | None = Field(None, description="The configuration of a hub dataset, if it has several.")
     split: str = Field("train", description="The split to read from a hub dataset.")
     sample_by: Literal["document", "paragraph", "line"] = Field(
@@ -58,7 +59,9 @@ class Data(Section):
     held_out: float = Field(0.05, gt=0, lt=0.5, description="Share of the documents held out for the tasks.")
     min_chars: int = Field(1, ge=1, description="Shorter documents and passages are dropped.")
     max_chars: int = Field(
-        20_000, ge=16, description="Longer documents are split into passages, at paragraph ends where possible."
+        20_000,
+        ge=16,
+        description="Longer plain text is split into passages, at paragraph ends where possible; responses are not.",
     )
     max_documents: int | None = Field(None, ge=10, description="Keep at most so many documents (by content hash).")
 
@@ -189,7 +192,9 @@ class Latency(Section):
     new_tokens: int = Field(64, ge=2, description="Tokens generated, the same for all; the end token is ignored.")
     warmup: int = Field(2, ge=1, description="Generations discarded at the start of each process.")
     repeats: int = Field(10, ge=3, description="Generations measured per process.")
-    rounds: int = Field(3, ge=1, description="Processes per candidate; order rotates so that drift hits all alike.")
+    rounds: int = Field(
+        5, ge=1, description="Processes per candidate; order rotates so that drift hits all alike. One has no interval."
+    )
 
 
 def _bare_number(value: Any) -> Any:
@@ -224,7 +229,7 @@ class Cost(Section):
     peak_factor: Assumed = _assumed(3.0, "Peak load over mean load.")
     engineering_usd: Assumed = _assumed(10_000, "One-off work to put a student into service, USD.")
     training_usd_per_hour: Assumed = _assumed(1.0, "Price of the machine that distils, USD/hour.")
-    monthly_upkeep_usd: Assumed = _assumed(0, "Monitoring and re-distillation, USD/month.")
+    monthly_upkeep_usd: Assumed = _assumed(0, "Monitoring and re-distillation, USD/month; taken off the saving.")
     horizon_months: int = Field(24, ge=1, le=240, description="Months over which the saving is counted.")
     discount_rate: Assumed = _assumed(0.08, "Yearly discount rate, 0.08 is 8 %.")
 
@@ -239,7 +244,8 @@ class Cost(Section):
 
 class Gate(Section):
     """One rule. Metrics: quality.<task>.retained, quality.<task>.ratio, fidelity.<task>.agreement,
-    latency.decode_speedup, latency.ttft_speedup, memory.rss_ratio, roi.payback_months, roi.monthly_saving_usd."""
+    latency.decode_speedup, latency.ttft_speedup, memory.rss_ratio, roi.payback_months, roi.monthly_saving_usd (after
+    upkeep)."""
 
     metric: str = Field(
         pattern=r"^(quality\.[\w.-]+\.(retained|ratio)|fidelity\.[\w.-]+\.agreement|latency\.(decode|ttft)_speedup"

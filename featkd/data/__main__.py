@@ -10,7 +10,7 @@ from featkd.data import corpus
 
 
 def main(job: dict[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
-    return corpus.build(spec.Data.model_validate(job["data"]), Path(job["out"]), job["processes"])
+    return corpus.build(spec.Data.model_validate(job["data"]), Path(job["out"]), job["processes"], Path(job["scratch"]))
 
 
 if __name__ == "__main__":

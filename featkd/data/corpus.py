@@ -4,6 +4,8 @@ documents.parquet has the columns id, part (train | valid | test), prompt, text,
 """
 
 import re
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,12 @@ NGRAM = 8
 UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 UNIT = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")  # one such character, or a word
 NEAR_DUPLICATE = 0.5
+FEW, FORM_SHARE = 5, 0.01
 VALID_SHARE = 0.2
 MIN_HELD_OUT = 8
 
 
-def build(data: spec.Data, out: Path, processes: int = 1) -> dict[str, Any]:
+def build(data: spec.Data, out: Path, processes: int = 1, scratch: Path | None = None) -> dict[str, Any]:
     """Read, clean, split and snapshot the documents. Returns the meta: counts and the content digest.
 
     The split depends on each document's content alone, so that a refresh keeps every old document on its side, and
@@ -30,11 +33,11 @@ def build(data: spec.Data, out: Path, processes: int = 1) -> dict[str, Any]:
     """
     import pandas
 
-    rows = _clean(data, processes)
+    rows = _clean(read(data, processes, scratch), data)
     for row in rows:
         row["part"] = _part(row.pop("origin"), data.held_out)
     kept = _without_near_duplicates(rows)
-    _check_enough(kept, data)
+    _check_enough(kept, len(rows) - len(kept), data)
     frame = pandas.DataFrame(kept, columns=["id", "part", "prompt", "text", "label"])
     frame.to_parquet(out / "documents.parquet", index=False)
     parts = frame["part"].value_counts().to_dict()
@@ -59,12 +62,16 @@ def documents(folder: Path, part: str) -> list[dict[str, Any]]:
     return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 
-def _clean(data: spec.Data, processes: int) -> list[dict[str, Any]]:
+def _clean(documents: Iterable[dict[str, Any]], data: spec.Data) -> list[dict[str, Any]]:
+    """Without NUL bytes, byte-order marks and halves of characters; plain text in passages, a response whole."""
     found: dict[str, dict[str, Any]] = {}
-    for document in read(data, processes):
-        text, prompt = (document[name].replace("\x00", "").strip("\ufeff").strip() for name in ("text", "prompt"))
+    for document in documents:
+        text, prompt = (
+            document[name].replace("\x00", "").encode("utf-8", "ignore").decode().strip("\ufeff").strip()
+            for name in ("text", "prompt")
+        )
         origin = digest([prompt, text])[:20]
-        for passage in _passages(text, data.max_chars):
+        for passage in [text] if prompt else _passages(text, data.max_chars):
             if len(passage) < data.min_chars:
                 continue
             identity = digest([prompt, passage])[:20]
@@ -100,18 +107,25 @@ def _part(identity: str, held_out: float) -> str:
 
 
 def _without_near_duplicates(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Drop held-out documents that share most of their 8-grams with the training part (cf. arXiv 2005.14165 C)."""
+    """Drop held-out documents that share most of their 8-grams with the training part (cf. arXiv 2005.14165 C).
+
+    What very many training documents hold is a form and no content: an instruction before every question.
+    """
     held_out = {row["id"]: _ngrams(row) for row in rows if row["part"] != "train"}
-    wanted = set().union(*held_out.values()) if held_out else set()
-    seen: set[int] = set()
+    wanted = set().union(*held_out.values())
+    counts: Counter[int] = Counter()
+    training = 0
     for row in rows:
         if row["part"] == "train":
-            seen |= _ngrams(row) & wanted
-    return [
-        row
-        for row in rows
-        if row["part"] == "train" or len(held_out[row["id"]] & seen) < NEAR_DUPLICATE * len(held_out[row["id"]])
-    ]
+            training += 1
+            counts.update(_ngrams(row) & wanted)
+    form = {ngram for ngram, count in counts.items() if count > max(FEW, FORM_SHARE * training)}
+    seen = counts.keys() - form
+
+    def is_new(own: set[int]) -> bool:
+        return len(own & seen) < NEAR_DUPLICATE * len(own)
+
+    return [row for row in rows if row["part"] == "train" or is_new(held_out[row["id"]] - form)]
 
 
 def _ngrams(row: dict[str, Any]) -> set[int]:
@@ -119,12 +133,13 @@ def _ngrams(row: dict[str, Any]) -> set[int]:
     return {hash(tuple(units[start : start + NGRAM])) for start in range(max(1, len(units) - NGRAM + 1))}
 
 
-def _check_enough(rows: list[dict[str, Any]], data: spec.Data) -> None:
+def _check_enough(rows: list[dict[str, Any]], removed: int, data: spec.Data) -> None:
     if not rows:
         raise InputError(f"data: no document of at least {data.min_chars} characters (data.min_chars) was found")
     counts = {part: sum(row["part"] == part for row in rows) for part in ("train", "valid", "test")}
     if counts["train"] == 0 or counts["valid"] == 0 or counts["test"] < MIN_HELD_OUT:
         raise InputError(
-            f"data: {len(rows)} documents leave {counts['test']} for the tasks, {counts['valid']} for validation; "
+            f"data: {len(rows)} documents leave {counts['test']} for the tasks, {counts['valid']} for validation "
+            f"({removed} held-out ones were near-duplicates of training documents); "
             f"at least {MIN_HELD_OUT} and 1 are needed: add data, raise data.held_out, or set data.sample_by"
         )

@@ -1,12 +1,18 @@
 """Documents in: the built-in corpus, local files or a hub dataset, as plain dicts.
 
 documents = list(read(spec.data))      # [{"prompt": "", "text": "...", "label": None}, ...]
+
+JSON and CSV are read as they stand: `datasets` guesses types, and would turn an answer 01234 into 1234.0 and a date
+into a time stamp.
 """
 
+import csv
 import glob
 import importlib.metadata
+import json
 import logging
 import platform
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,15 +23,8 @@ from featkd.data import docstrings
 from featkd.errors import InputError
 from featkd.store import file_sha256
 
-READERS = {
-    ".txt": ("text", {}),
-    ".jsonl": ("json", {}),
-    ".json": ("json", {}),
-    # an answer may be the word None or NA
-    ".csv": ("csv", {"keep_default_na": False}),
-    ".tsv": ("csv", {"keep_default_na": False, "sep": "\t"}),
-    ".parquet": ("parquet", {}),
-}
+ENDINGS = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
+Row = dict[str, Any]
 
 
 def source_identity(data: spec.Data) -> dict[str, Any]:
@@ -33,54 +32,102 @@ def source_identity(data: spec.Data) -> dict[str, Any]:
     if data.builtin:
         return {package: _package_version(package) for package in data.packages}
     if data.files:
-        return {"files": sorted([file.suffix.lower(), file_sha256(file)] for file in _local_files(data.files))}
-    return {"hub": data.hub, "revision": _hub_revision(data.hub or "")}
+        return {"files": sorted([file.name, file_sha256(file)] for file in _local_files(data.files))}
+    return {"hub": data.hub, "revision": data.revision or _hub_revision(data.hub or "")}
 
 
-def read(data: spec.Data, processes: int = 1) -> Iterator[dict[str, Any]]:
+def read(data: spec.Data, processes: int = 1, cache: Path | None = None) -> Iterator[dict[str, Any]]:
     """Documents {prompt, text, label}: `prompt` is '' for plain text, `label` None where there is no class.
 
-    Raises InputError for a missing file, an unreadable one, or a column that is not there.
+    cache: a folder for what `datasets` writes while it reads local files; a temporary one by default.
+    Raises InputError for a missing file, an unreadable one, or a field that no row has.
     """
     if data.builtin:
         for document in docstrings.read(data.packages, data.min_chars, processes):
             yield {"prompt": "", **document}
         return
-    for row in _rows(data):
-        text = _text(row, data.response_field or data.text_field)
-        prompt = _text(row, data.prompt_field) if data.prompt_field else ""
-        label = _text(row, data.label_field).strip() if data.label_field else None
-        yield {"prompt": prompt, "text": text, "label": label or None}
+    wanted = {"text": data.response_field or data.text_field, "prompt": data.prompt_field, "label": data.label_field}
+    unseen, keys = {field for field in wanted.values() if field}, ""
+    for row in _rows(data, cache):
+        keys = keys or ", ".join(map(str, row))
+        found = {name: _text(row, field) if field else None for name, field in wanted.items()}
+        unseen -= {wanted[name] for name, value in found.items() if value is not None}
+        label = (found["label"] or "").strip()
+        yield {"prompt": found["prompt"] or "", "text": found["text"] or "", "label": label or None}
+    if unseen and keys:
+        raise InputError(f"data: no field {min(unseen)!r}; the rows have {keys}")
 
 
-def _rows(data: spec.Data) -> Iterator[dict[str, Any]]:
+def _rows(data: spec.Data, cache: Path | None) -> Iterator[Row]:
+    if data.hub:
+        yield from _by_datasets(data.hub, name=data.hub_config, split=data.split, revision=data.revision)
+        return
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        for file in _local_files(data.files):
+            try:
+                yield from _file_rows(file, data, folder)
+            except UnicodeDecodeError as error:
+                raise InputError(f"data: {file} is not UTF-8: {error}; save it as UTF-8") from None
+
+
+def _file_rows(file: Path, data: spec.Data, cache: str) -> Iterator[Row]:
+    ending = file.suffix.lower()
+    if ending in (".jsonl", ".json"):
+        yield from _json_rows(file)
+    elif ending in (".csv", ".tsv"):
+        yield from _table_rows(file, ending)
+    else:
+        options = {"data_files": glob.escape(str(file)), "split": "train", "cache_dir": cache}
+        if ending == ".txt":
+            options["sample_by"] = data.sample_by
+        yield from _by_datasets("text" if ending == ".txt" else "parquet", **options)
+
+
+def _json_rows(file: Path) -> Iterator[Row]:
+    """Objects, one per line, or in one list."""
+    with file.open(encoding="utf-8-sig") as lines:
+        if file.suffix.lower() == ".json" and lines.read(4096).lstrip().startswith("["):
+            lines.seek(0)
+            found = enumerate(_parsed(lines.read(), f"data: {file}"), 1)
+        else:
+            lines.seek(0)
+            found = ((n, _parsed(line, f"data: {file}, line {n}")) for n, line in enumerate(lines, 1) if line.strip())
+        for number, row in found:
+            if not isinstance(row, dict):
+                raise InputError(f"data: {file}: row {number} is no object of fields but a {type(row).__name__}")
+            yield row
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} is not JSON: {str(error)[:200]}; write one object per line, or one list") from None
+
+
+def _table_rows(file: Path, ending: str) -> Iterator[Row]:
+    csv.field_size_limit(sys.maxsize)
+    style = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if ending == ".tsv" else {}
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        try:
+            yield from csv.DictReader(lines, restkey="", **style)
+        except csv.Error as error:
+            raise InputError(f"data: {file} cannot be read as a table: {error}") from None
+
+
+def _by_datasets(path: str, **options: Any) -> Iterator[Row]:
     import datasets
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)  # what it logs it also raises
-    with tempfile.TemporaryDirectory() as cache:
-        if data.hub:
-            yield from _load(datasets, data.hub, name=data.hub_config, split=data.split)
-            return
-        by_reader: dict[str, list[Path]] = {}
-        for file in _local_files(data.files):
-            by_reader.setdefault(file.suffix.lower(), []).append(file)
-        for suffix, files in sorted(by_reader.items()):
-            reader, options = READERS[suffix]
-            options = {**options, "sample_by": data.sample_by} if reader == "text" else options
-            paths = [str(file) for file in files]
-            yield from _load(datasets, reader, data_files=paths, split="train", cache_dir=cache, **options)
-
-
-def _load(datasets: Any, path: str, **options: Any) -> Iterator[dict[str, Any]]:
     try:
         yield from datasets.load_dataset(path, **options)
     except Exception as error:  # datasets raises many kinds; all of them mean that this input cannot be read
         cause = error.__cause__ or error
-        message = " ".join(str(cause).split())[:300]
         if isinstance(cause, UnicodeDecodeError):
-            message += "; save it as UTF-8"
-        where = options.get("data_files", [path])[0]
+            raise cause from None
+        message = " ".join(str(cause).split())[:300] or type(cause).__name__
+        where = options.get("data_files", path)
         raise InputError(f"data: {where} cannot be read by datasets ({path}): {message}") from None
 
 
@@ -93,14 +140,15 @@ def _local_files(patterns: list[str]) -> list[Path]:
             raise InputError(f"data.files: no file {pattern}")
         files += found
     for file in files:
-        if file.suffix.lower() not in READERS:
-            raise InputError(f"data.files: {file}: unknown ending; use one of {', '.join(READERS)}")
+        if file.suffix.lower() not in ENDINGS:
+            raise InputError(f"data.files: {file}: unknown ending; use one of {', '.join(ENDINGS)}")
         if file.stat().st_size == 0:
             raise InputError(f"data.files: {file} is empty")
     return files
 
 
-def _text(row: dict[str, Any], field: str) -> str:
+def _text(row: Row, field: str) -> str | None:
+    """The field as text, '' where it is null; None where the row has no such field."""
     value: Any = row
     for part in [field] if field in row else field.split("."):
         if isinstance(value, list) and part.isdigit() and int(part) < len(value):
@@ -108,7 +156,7 @@ def _text(row: dict[str, Any], field: str) -> str:
         elif isinstance(value, dict) and part in value:
             value = value[part]
         else:
-            raise InputError(f"data: no field {field!r}; the rows have {', '.join(map(str, row))}")
+            return None
     if isinstance(value, dict | list):
         raise InputError(f"data: field {field!r} is not text but a {type(value).__name__}; write e.g. {field}.0")
     return "" if value is None else str(value)
@@ -123,10 +171,14 @@ def _package_version(package: str) -> str:
     return importlib.metadata.version(distributions[0])
 
 
-def _hub_revision(dataset: str) -> str | None:
+def _hub_revision(dataset: str) -> str:
+    """The newest commit on the hub; offline, the one in the local cache."""
     import huggingface_hub
 
     try:
-        return huggingface_hub.dataset_info(dataset).sha
-    except Exception as error:  # offline, gated, missing: all mean that it cannot be had
+        return str(huggingface_hub.dataset_info(dataset).sha)
+    except Exception as error:  # offline, gated, missing: all mean that it cannot be asked
+        cached = Path(huggingface_hub.constants.HF_HUB_CACHE) / f"datasets--{dataset.replace('/', '--')}" / "refs/main"
+        if cached.is_file():
+            return cached.read_text().strip()
         raise InputError(f"data.hub: {dataset} cannot be reached: {' '.join(str(error).split())[:200]}") from None

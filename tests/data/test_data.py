@@ -54,9 +54,36 @@ def test_prompt_and_response_may_be_nested(tmp_path):
     assert (row["prompt"], row["text"]) == ("Why?", "Because.")
 
 
-def test_words_that_look_like_missing_values_stay_words(tmp_path):
-    path = write(tmp_path, "a.csv", [{"text": text} for text in ("None", "NA", "3", "")])
-    assert [row["text"] for row in load.read(data(path))] == ["None", "NA", "3", ""]
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "json"])
+def test_text_is_read_as_it_stands(tmp_path, ending):
+    texts = ["None", "NA", "01234", "1.10", "true", "2024-05-01T10:00:00", ""]
+    texts += ['"quoted'] if ending != "csv" else ['say "hi"', "a, b"]
+    if ending == "tsv":
+        path = tmp_path / "a.tsv"
+        path.write_text("text\tn\n" + "".join(f"{text}\t1\n" for text in texts))
+    else:
+        path = write(tmp_path, f"a.{ending}", [{"text": text, "n": 1} for text in texts])
+    assert [row["text"] for row in load.read(data(path))] == texts
+
+
+def test_rows_may_differ_in_their_fields_and_have_gaps(tmp_path):
+    rows = [{"q": {"t": ["a"]}, "r": "x", "k": 1}, {"q": None, "r": "y"}, {"q": {"t": []}, "r": None}, {"r": "z"}]
+    path = write(tmp_path, "a[1].jsonl", rows)
+    found = list(load.read(data(path, prompt_field="q.t.0", response_field="r")))
+    assert [(row["prompt"], row["text"]) for row in found] == [("a", "x"), ("", "y"), ("", ""), ("", "z")]
+    with pytest.raises(InputError, match=r"no field 'q.u'; the rows have q, r, k"):
+        list(load.read(data(path, text_field="q.u")))
+
+
+def test_files_whose_names_hold_wildcards(tmp_path):
+    assert [row["text"] for row in load.read(data(write(tmp_path, "b[1].txt", [{"text": "x"}])))] == ["x"]
+
+
+def test_half_a_character_is_dropped(tmp_path):
+    texts = [f"{text} \ud83d" for text in TEXTS]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    corpus.build(data(tmp_path / "a.jsonl"), tmp_path)
+    assert {row["text"] for row in corpus.documents(tmp_path, "train")} <= set(TEXTS)
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.txt"])
@@ -77,7 +104,7 @@ def test_wrong_sources_name_the_field_and_the_remedy(tmp_path):
         (data(tmp_path / "no.txt"), "data.files: no file"),
         (data(tmp_path / "b.doc"), "unknown ending; use one of .txt"),
         (data(tmp_path / "empty.txt"), "is empty"),
-        (data(tmp_path / "broken.jsonl"), "cannot be read by datasets"),
+        (data(good, tmp_path / "broken.jsonl"), r"broken.jsonl, line 1 is not JSON.*one object per line"),
         (data(good, text_field="body"), "no field 'body'; the rows have text"),
         (spec.Data(builtin="docstrings", packages=["no_such_package"]), "no installed package 'no_such_package'"),
     ]:
@@ -136,6 +163,19 @@ def test_near_duplicates_of_training_text_are_not_held_out(tmp_path):
     training = {row["text"].removesuffix(" indeed") for row in corpus.documents(tmp_path, "train")}
     held_out = [row["text"].removesuffix(" indeed") for row in corpus.documents(tmp_path, "test")]
     assert not training & set(held_out)
+
+
+def test_an_instruction_before_every_question_makes_no_duplicates(tmp_path):
+    instruction = "Below is a question of a customer of our shop. Answer it in one short and friendly sentence. "
+    rows = [{"q": f"{instruction}What is {TEXTS[n][:25]} {n}?", "a": f"It is {n}."} for n in range(200)]
+    source = data(write(tmp_path, "a.jsonl", rows), prompt_field="q", response_field="a")
+    assert corpus.build(source, tmp_path)["near_duplicates_removed"] == 0
+
+
+def test_a_response_stays_whole(tmp_path):
+    rows = [{"q": f"Why {n}?", "a": f"{n} {text}"} for n, text in enumerate(TEXTS)]
+    source = data(write(tmp_path, "a.jsonl", rows), prompt_field="q", response_field="a", max_chars=50)
+    assert corpus.build(source, tmp_path)["documents"] == 200
 
 
 def test_near_duplicates_are_found_where_words_are_not_parted(tmp_path):
@@ -204,6 +244,36 @@ def test_prompts_are_written_in_the_tokenizers_chat_template(prepared):
         tokens.context_and_text(tokenizer, row, source.model_copy(update={"prompt_format": "chat"}))
 
 
+def test_chat_templates_are_repeatable_and_end_the_turn(prepared, tmp_path):
+    folder, source, tokenizer = prepared
+    chatty = copy.deepcopy(tokenizer)
+    chatty.chat_template = (
+        "{% for m in messages %}{{ '<' + m.role + ' ' + strftime_now('%Y') + '>' + m.content + '<end>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+    )
+    assert "<user 2024>Why?" in tokens.context_and_text(chatty, {"prompt": "Why?", "text": ""}, source)[0]
+    tokens.pack(folder, chatty, source, 32, tmp_path)
+    ids, labels = np.load(tmp_path / "train.npy").reshape(2, -1)
+    text = chatty.decode(ids[labels != tokens.IGNORED])
+    assert text.count("<end><|endoftext|>") == text.count("<|endoftext|>") > 100
+    chatty.chat_template = "{{ raise_exception('no user may speak') }}"
+    with pytest.raises(InputError, match="the chat template fails .*no user may speak.*write plain"):
+        tokens.context_and_text(chatty, {"prompt": "Why?", "text": ""}, source)
+
+
+def test_texts_after_a_context_have_the_tokens_that_lm_eval_scores():
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()  # as SentencePiece: a space before whatever it is given
+    backend.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=300, show_progress=False))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    ((context, text),) = tokens.encode_pairs(tokenizer, [("the model", "returns")])
+    assert context + text == tokens.encode(tokenizer, ["the modelreturns"])[0]
+    assert text != tokens.encode(tokenizer, ["returns"])[0]
+
+
 def test_documents_begin_with_the_begin_token_of_tokenizers_that_set_one(prepared, tmp_path):
     from tokenizers.processors import TemplateProcessing
 
@@ -213,6 +283,8 @@ def test_documents_begin_with_the_begin_token_of_tokenizers_that_set_one(prepare
     begins.backend_tokenizer.post_processor = TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", begins.bos_token_id)]
     )
+    assert tokens.beginning(tokenizer, []) == tokens.beginning(tokenizer, [5]) == []
+    assert tokens.beginning(begins, []) == [begins.bos_token_id]
     tokens.pack(folder, begins, source, 32, tmp_path)
     ids, labels = np.load(tmp_path / "train.npy").reshape(2, -1)
     ends = np.flatnonzero(ids[:-1] == begins.eos_token_id)
