@@ -10,6 +10,8 @@ from tasks.context import Context
 from tasks.stages import obtain, stage
 
 ROOMS = ["data"]
+MODEL_FILES = ("*.safetensors", "*.model", "*.jinja", "*config.json", "*tokens*.json", "tokenizer*.json",
+               "*.index.json", "vocab.*", "merges.txt")  # fmt: skip
 FORMAT = {"label_prompt", "prompt_format"}  # applied after reading: how a document becomes tokens
 
 
@@ -18,12 +20,14 @@ def corpus(context: Context) -> Artefact:
     from featkd.data import load
 
     data = context.spec.data
-    inputs = {"data": data.model_dump(mode="json", exclude={"files", *FORMAT}), "source": load.source_identity(data)}
+    source = load.source_identity(data)
+    inputs = {"data": data.model_dump(mode="json", exclude={"files", *FORMAT}), "source": source}
     key = artefact_key(inputs, ROOMS, ["pandas"])
 
     def build(out: Path) -> dict[str, Any]:
-        job = {"data": data.model_dump(mode="json"), "processes": context.threads, "out": str(out)}
+        seen = data.model_dump(mode="json") | {"revision": source.get("revision")}
         with context.workdir() as workdir:
+            job = {"data": seen, "processes": context.threads, "out": str(out), "scratch": str(workdir)}
             return run_child("featkd.data", job, workdir)
 
     return obtain(
@@ -38,7 +42,12 @@ def tokenizer(context: Context, corpus: Artefact) -> Artefact:
 
     spec = context.spec
     vocab_size = spec.teacher.train.vocab_size
-    inputs = {"corpus": corpus.meta["digest"], "vocab_size": vocab_size, "label_prompt": spec.data.label_prompt}
+    inputs = {
+        "corpus": corpus.meta["digest"],
+        "vocab_size": vocab_size,
+        "label_prompt": spec.data.label_prompt,
+        "block_size": spec.block_size,
+    }
 
     def build(out: Path) -> dict[str, Any]:
         tokens.train_tokenizer(corpus.path, vocab_size, spec.data.label_prompt, spec.block_size, out)
@@ -92,9 +101,8 @@ def quality_tasks(context: Context, corpus: Artefact, blocks: Artefact, tokenize
 
 
 def folder_digest(folder: str | Path) -> str:
-    """Digest of the files that make a tokenizer or a model, by name and content."""
-    wanted = (".json", ".safetensors", ".model", ".txt", ".jinja")
-    files = sorted(file for file in Path(folder).iterdir() if file.suffix in wanted)
+    """Digest of the files that make a tokenizer or a model, by name and content; a licence may change."""
+    files = sorted({file for pattern in MODEL_FILES for file in Path(folder).glob(pattern)})
     return digest({file.name: file_sha256(file) for file in files})
 
 

@@ -19,13 +19,17 @@ import yaml
 
 from featkd import spec
 from featkd.data.corpus import documents
-from featkd.data.tokens import context_and_text, encode, head, tail
+from featkd.data.tokens import context_and_text, encode, encode_pairs, head, tail
 from featkd.errors import InputError
 
 PREFIX = "heldout_"
 CHOICES = 4
 MIN_EXAMPLES = 8
 PREFIX_ROOM = 1  # the token before the first one that is scored
+REMEDY = {
+    "heldout_continuation": "few are long enough; lower quality.continuation_tokens (and, for plain text, "
+    "quality.context_tokens), or leave it out of quality.tasks"
+}
 
 
 def build(
@@ -55,8 +59,7 @@ def build(
         if len(examples) < MIN_EXAMPLES:
             raise InputError(
                 f"quality.tasks: {name} has {len(examples)} examples from {len(rows)} held-out documents, "
-                f"{MIN_EXAMPLES} are needed: add data, raise data.held_out, "
-                "or lower quality.context_tokens and quality.continuation_tokens"
+                f"{MIN_EXAMPLES} are needed: {REMEDY.get(name, 'add data or raise data.held_out')}"
             )
         _write(name, config, examples, out)
         meta["chance"][name] = chance
@@ -85,7 +88,7 @@ def _perplexity(rows: list[dict], tokenizer: Any, unigram: np.ndarray, quality: 
         context = tail(tokenizer, row["context"], (window - PREFIX_ROOM) // 2)
         room = window - PREFIX_ROOM - len(encode(tokenizer, [context])[0])
         text = head(tokenizer, row["text"], room)
-        ids = encode(tokenizer, [text])[0]
+        ((_, ids),) = encode_pairs(tokenizer, [(context, text)])
         if not ids:
             continue
         examples.append({"context": context, "text": text, "tokens": len(ids)})

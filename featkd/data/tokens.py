@@ -1,8 +1,10 @@
 """Text to token blocks: a byte-level BPE tokenizer for a teacher of our own, and packing for any tokenizer."""
 
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from featkd.errors import InputError
 
 END = "<|endoftext|>"
 IGNORED = -100
+CHAT_DATE = datetime(2024, 7, 26)
 ENCODE_BATCH = 1000
 VALID_BLOCKS = 32
 
@@ -61,19 +64,42 @@ def context_and_text(tokenizer: Any, row: dict[str, Any], data: spec.Data) -> tu
     """What is read of a document and what is learned: its prompt (empty for plain text) and its text.
 
     White space between them belongs to the text, where lm-eval moves it too: what is trained is what is scored.
-    Raises InputError when a chat template is asked for and the tokenizer has none.
+    Raises InputError when a chat template is asked for and the tokenizer has none, or when it fails.
     """
     if not row["prompt"]:
         return "", row["text"]
+    prompt = row["prompt"] + "\n"
+    if _in_chat(tokenizer, data):
+        prompt = _chat(tokenizer, [{"role": "user", "content": row["prompt"]}], add_generation_prompt=True)
+    context = prompt.rstrip()
+    return context, prompt[len(context) :] + row["text"]
+
+
+def _in_chat(tokenizer: Any, data: spec.Data) -> bool:
     has_template = bool(getattr(tokenizer, "chat_template", None))
     if data.prompt_format == "chat" and not has_template:
         raise InputError("data.prompt_format: the tokenizer has no chat template; write plain")
-    prompt = row["prompt"] + "\n"
-    if has_template and data.prompt_format != "plain":
-        turns = [{"role": "user", "content": row["prompt"]}]
-        prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    context = prompt.rstrip()
-    return context, prompt[len(context) :] + row["text"]
+    return has_template and data.prompt_format != "plain"
+
+
+def _chat(tokenizer: Any, turns: list[dict[str, str]], **options: Any) -> str:
+    """The turns in the tokenizer's template. Some write today's date: it is fixed, so that a run can be repeated."""
+    clock = mock.Mock(now=lambda: CHAT_DATE)
+    try:
+        with mock.patch("transformers.utils.chat_template_utils.datetime", clock):
+            return tokenizer.apply_chat_template(turns, tokenize=False, **options)
+    except Exception as error:  # whatever a template raises: jinja's errors, ValueError, TypeError
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"data.prompt_format: the chat template fails ({reason}); write plain") from None
+
+
+def _turn_end(tokenizer: Any, data: spec.Data) -> str:
+    """What the chat template writes after an answer: the model has to learn to end its turn."""
+    if not (data.prompt_field and _in_chat(tokenizer, data)):
+        return ""
+    answer = "featkd-answer"
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+    return _chat(tokenizer, turns).rpartition(answer)[2].rstrip()
 
 
 def _learned(row: dict[str, Any], label_prompt: str) -> str:
@@ -113,10 +139,16 @@ def separator(tokenizer: Any) -> int | None:
     return tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
 
 
-def beginning(tokenizer: Any) -> list[int]:
-    """The begin token where the tokenizer puts one before every text, else nothing."""
-    ids = tokenizer("")["input_ids"]
-    return ids if ids == [tokenizer.bos_token_id] else []
+def beginning(tokenizer: Any, context: list[int]) -> list[int]:
+    """What stands before a document: the tokens that lm-eval puts there when it scores one.
+
+    Before a context those that the tokenizer adds by itself, before plain text the begin token, if it has one that is
+    not its end token: that one stands between documents anyway.
+    """
+    begin = tokenizer.bos_token_id
+    if not context:
+        return [] if begin in (None, tokenizer.eos_token_id) else [begin]
+    return [begin] if tokenizer("")["input_ids"] == [begin] and context[0] != begin else []
 
 
 def pack(corpus: Path, tokenizer: Any, data: spec.Data, block_size: int, out: Path) -> dict[str, Any]:
@@ -156,23 +188,35 @@ def unigram_log_probabilities(train_ids: np.ndarray, vocab_size: int) -> np.ndar
 def _blocks(rows: list[dict[str, Any]], tokenizer: Any, data: spec.Data, block_size: int) -> np.ndarray:
     ids: list[int] = []
     labels: list[int] = []
-    end = separator(tokenizer)
-    ending = [] if end is None else [end]
-    begin = beginning(tokenizer)
-    for context, text in _encoded(rows, tokenizer, data):
-        read = context if context[: len(begin)] == begin else begin + context
-        ids += read + text + ending
-        labels += [IGNORED] * len(read) + text + ending
+    end, turn_end = separator(tokenizer), _turn_end(tokenizer, data)
+    for context, text in _encoded(rows, tokenizer, data, turn_end):
+        read = beginning(tokenizer, context) + context
+        learned = text if end is None or text[-1:] == [end] else [*text, end]
+        ids += read + learned
+        labels += [IGNORED] * len(read) + learned
     whole = len(ids) // block_size * block_size
     return np.array([ids[:whole], labels[:whole]], dtype=np.int32).reshape(2, -1, block_size)
 
 
-def _encoded(rows: list[dict[str, Any]], tokenizer: Any, data: spec.Data) -> Iterator[tuple[list[int], list[int]]]:
+def _encoded(
+    rows: list[dict[str, Any]], tokenizer: Any, data: spec.Data, turn_end: str
+) -> Iterator[tuple[list[int], list[int]]]:
     for start in range(0, len(rows), ENCODE_BATCH):
-        batch = rows[start : start + ENCODE_BATCH]
-        pairs = [context_and_text(tokenizer, {**row, "text": _learned(row, data.label_prompt)}, data) for row in batch]
-        contexts, texts = (encode(tokenizer, list(part)) for part in zip(*pairs, strict=True))
-        yield from zip(contexts, texts, strict=True)
+        pairs = []
+        for row in rows[start : start + ENCODE_BATCH]:
+            learned = _learned(row, data.label_prompt) + (turn_end if row["prompt"] else "")
+            pairs.append(context_and_text(tokenizer, {**row, "text": learned}, data))
+        yield from encode_pairs(tokenizer, pairs)
+
+
+def encode_pairs(tokenizer: Any, pairs: list[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+    """(ids of the context, ids of the text after it): encoded in one piece and cut, as lm-eval does.
+
+    Some tokenizers put a space before whatever they are given, so a text alone has other tokens than after a context.
+    """
+    contexts = encode(tokenizer, [context for context, _ in pairs])
+    wholes = encode(tokenizer, [context + text for context, text in pairs])
+    return [(context, whole[len(context) :]) for context, whole in zip(contexts, wholes, strict=True)]
 
 
 def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
