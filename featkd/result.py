@@ -94,7 +94,9 @@ class Roi(Part):
     usd_per_million_output_tokens: Interval | None = None
     machines: int | None = Field(None, description="Whole machines needed at peak.")
     monthly_cost_usd: Interval | None = None
-    monthly_saving_usd: Interval | None = Field(None, description="Teacher's monthly cost less the candidate's.")
+    monthly_saving_usd: Interval | None = Field(
+        None, description="Teacher's monthly cost less the candidate's and its upkeep; the rest follows from it."
+    )
     one_off_usd: float | None = None
     payback_months: float | Literal["never"] | None = None
     payback_months_low: float | Literal["never"] | None = None
@@ -115,7 +117,9 @@ class GateOutcome(Part):
 class Decision(Part):
     verdict: Verdict | None = None
     why: str | None = Field(
-        None, description="Code: gates, no-gates, baseline, parity-failed, not-run, teacher-inadequate."
+        None,
+        description="Code: gates, no-gates, no-blocking-gates, baseline, parity-failed, not-run, teacher-inadequate, "
+        "no-control (the plain fine-tuned student was not measured).",
     )
     gates: list[GateOutcome] = Field(default_factory=list)
 
@@ -175,6 +179,7 @@ class Comparison(Part):
 class AdequacyCheck(Part):
     task: str
     against: Literal["chance", "sft"]
+    control: str | None = Field(None, description="Against sft: which candidate the teacher was compared to.")
     teacher: Interval
     other: Interval
     passed: bool

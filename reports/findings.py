@@ -1,12 +1,17 @@
-"""What the numbers say: verdict sentence, what distillation added, gates, guardrails, limits. Codes in, words out."""
+"""What the numbers say: verdict sentence, what distillation added, gates, guardrails. Codes in, words out."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from featkd.result import Candidate, Comparison, Interval, Result
+from featkd.result import Candidate, Comparison, GateOutcome, Interval, Result, Score
 from reports import numbers, view
 from reports.text import Text
 
 UNMEASURED = ("parity-failed", "not-run")
+UNDECIDED = {
+    "no-gates": "sentence.no_gates",
+    "no-blocking-gates": "sentence.no_blocking_gates",
+}
+SHOWN_TASKS = 8
 
 
 class Finding(NamedTuple):
@@ -25,6 +30,7 @@ class GateRow(NamedTuple):
     severity: str
     observed: numbers.Figure
     outcome: str
+    note: str | None
 
 
 def verdict_sentence(result: Result, t: Text) -> str:
@@ -41,23 +47,31 @@ def verdict_sentence(result: Result, t: Text) -> str:
     decisions = [c.verdict for c in view.students(result).values()]
     if decisions and all(decision.why in UNMEASURED for decision in decisions):
         return t("sentence.unmeasured" if advice.code == "keep-teacher" else "sentence.unmeasured_undecided")
-    if decisions and all(decision.why == "no-gates" for decision in decisions):
-        return t("sentence.no_gates")
+    for why, key in UNDECIDED.items():
+        if decisions and all(decision.why == why for decision in decisions):
+            return t(key)
     if advice.code == "keep-teacher":
         return t("sentence.keep_teacher")
+    if advice.code == "undecided" and any(decision.why == "no-control" for decision in decisions):
+        return t("sentence.no_control")
     if advice.code == "undecided":
         return t("sentence.undecided_one", candidate=advice.candidate) if chosen else t("sentence.undecided")
     return t.code("recommendation", advice.code)
 
 
 def _reasons(candidate: Candidate, t: Text) -> list[str]:
-    """Figures with intervals only; the weakest task speaks for quality."""
+    """Figures with intervals only; the weakest task speaks for quality, and a loss on a task it leaves out is named."""
     reasons = []
-    retained = [s.retained for s in candidate.quality.tasks.values() if numbers.has_interval(s.retained)]
-    if retained:
-        weakest = min(retained, key=lambda interval: interval.value)
-        key = "sentence.keeps_one" if len(candidate.quality.tasks) == 1 else "sentence.keeps"
-        reasons.append(t(key, retained=numbers.percent(weakest, t).value))
+    tasks = candidate.quality.tasks
+    kept = _retained(candidate)
+    if kept:
+        known, total = len(kept), len(tasks)
+        key = "keeps_some" if known < total else "keeps_one" if total == 1 else "keeps"
+        weakest = numbers.percent(min(kept.values(), key=lambda interval: interval.value), t).value
+        reasons.append(t(f"sentence.{key}", retained=weakest, known=known, total=total))
+    worse = [_quoted(task, t) for task, score in tasks.items() if task not in kept and _is_loss(score)]
+    if worse:
+        reasons.append(t("sentence.worse", tasks=t.listing(worse)))
     if numbers.has_interval(candidate.latency.decode_speedup):
         reasons.append(t("sentence.faster", speedup=numbers.figure(candidate.latency.decode_speedup, t).value))
     saving = candidate.roi.monthly_saving_usd
@@ -68,16 +82,34 @@ def _reasons(candidate: Candidate, t: Text) -> list[str]:
     return reasons
 
 
+def _retained(candidate: Candidate) -> dict[str, Interval]:
+    """What is retained per task, where that has an interval."""
+    return {
+        task: score.retained for task, score in candidate.quality.tasks.items() if numbers.has_interval(score.retained)
+    }
+
+
+def _is_loss(score: Score) -> bool:
+    """The whole interval of the paired difference to the teacher is on the worse side."""
+    if not numbers.has_interval(score.difference):
+        return False
+    return score.difference.high < 0 if score.higher_is_better else score.difference.low > 0
+
+
 def key_figures(result: Result, t: Text) -> list[tuple[str, numbers.Figure]]:
     """The recommended candidate's four figures, those that have an interval."""
     chosen = result.candidates.get(result.recommendation.candidate or "")
     if not chosen or chosen.arm == "teacher":
         return []
     shown = []
-    retained = [(s.retained, task) for task, s in chosen.quality.tasks.items() if numbers.has_interval(s.retained)]
-    if retained:
-        weakest, task = min(retained, key=lambda pair: pair[0].value)
-        shown.append((t("key.retained", task=t.task(task)), numbers.percent(weakest, t)))
+    kept = _retained(chosen)
+    if kept:
+        known, total = len(kept), len(chosen.quality.tasks)
+        task = min(kept, key=lambda task: kept[task].value)
+        label = t(
+            f"key.{'retained_some' if known < total else 'retained'}", task=t.task(task), known=known, total=total
+        )
+        shown.append((label, numbers.percent(kept[task], t)))
     if numbers.has_interval(chosen.latency.decode_speedup):
         speed = numbers.figure(chosen.latency.decode_speedup, t)
         shown.append((t("key.speedup"), speed._replace(value=t("format.times", value=speed.value))))
@@ -100,8 +132,8 @@ def adequacy_lines(result: Result, t: Text) -> list[str]:
             continue
         share = _share_of(result, check.task, check.teacher.value)
         shown = [_with_range(interval, share, t) for interval in (check.teacher, check.other)]
-        key = f"adequacy.{check.against}"
-        lines.append(t(key, task=t.task(check.task), teacher=shown[0], other=shown[1]))
+        named = {"task": t.task(check.task), "control": check.control or check.against}
+        lines.append(t(f"adequacy.{check.against}", teacher=shown[0], other=shown[1], **named))
     return lines
 
 
@@ -169,9 +201,24 @@ def gate_rows(candidate: Candidate, t: Text) -> list[GateRow]:
             t.code("severity", gate.severity),
             view.gate_value(gate, t, observed=True),
             gate.outcome,
+            _not_a_task(gate, candidate, t),
         )
         for gate in candidate.verdict.gates
     ]
+
+
+def _not_a_task(gate: GateOutcome, candidate: Candidate, t: Text) -> str | None:
+    """For a gate on a group of tasks (mmlu), which has no figure of its own: the tasks that were measured."""
+    family, _, rest = gate.metric.partition(".")
+    tasks = list(candidate.quality.tasks)
+    if gate.outcome != "missing" or family not in ("quality", "fidelity") or not tasks:
+        return None
+    if rest.rpartition(".")[0] in tasks:
+        return None
+    names = t("list.comma").join(t.task(task) for task in tasks[:SHOWN_TASKS]) + (
+        " …" if len(tasks) > SHOWN_TASKS else ""
+    )
+    return t("gate_section.not_a_task", tasks=names)
 
 
 def reasons_by_code(result: Result, section: str) -> list[tuple[str, list[str]]]:
@@ -182,24 +229,3 @@ def reasons_by_code(result: Result, section: str) -> list[tuple[str, list[str]]]
         if part.why and part.why != "baseline":
             grouped.setdefault(part.why, []).append(name)
     return list(grouped.items())
-
-
-def limits(result: Result, t: Text) -> list[str]:
-    """What this report cannot say, from what it holds."""
-    spec: dict[str, Any] = result.spec
-    scores = [score for c in result.candidates.values() for score in c.quality.tasks.values()]
-    unsourced = sum(row.source is None for row in result.assumptions)
-    several = len(view.students(result)) > 3
-    measured = any(c.latency.generations for c in result.candidates.values())
-    stated = [
-        (bool(scores), "sampling", {"examples": f"{min((s.examples for s in scores), default=0):,}"}),
-        (len(spec.get("seeds") or [0]) == 1, "one_seed", {}),
-        (measured, "hardware", {}),
-        (any(c.roi.monthly_cost_usd for c in result.candidates.values()), "teacher_price", {}),
-        (any(c.roi.monthly_saving_usd for c in result.candidates.values()), "money_interval", {}),
-        (unsourced > 0, "unsourced", {"unsourced": unsourced, "total": len(result.assumptions)}),
-        (any(c.guardrails.why == "guardrails-not-built" for c in result.candidates.values()), "guardrails", {}),
-        (bool((spec.get("teacher") or {}).get("train")), "trained_teacher", {}),
-        (several, "many_candidates", {"candidates": len(view.students(result))}),
-    ]
-    return [t(f"limits.{key}", **values) for holds, key, values in stated if holds]

@@ -11,7 +11,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from featkd.result import Result
-from reports import charts, findings, numbers, text, view
+from reports import charts, findings, limits, numbers, text, view
 
 TEMPLATES = Path(__file__).parent / "templates"
 MATRIX_COLUMNS = 5  # with more candidates the table turns: one row per candidate, one table per group
@@ -46,7 +46,7 @@ def render(result: Result, language: Literal["en", "ja"]) -> str:
         gates={name: findings.gate_rows(c, t) for name, c in view.students(result).items()},
         students=view.students(result),
         why={section: findings.reasons_by_code(result, section) for section in ("fidelity", "guardrails")},
-        limits=findings.limits(result, t),
+        limits=limits.stated(result, t),
         environment=_flat(result.environment),
         providers=sorted({c.latency.provider for c in result.candidates.values() if c.latency.provider}),
         spec_yaml=yaml.safe_dump(result.spec, sort_keys=False, allow_unicode=True, width=100),
@@ -61,7 +61,9 @@ def summary_markdown(result: Result, language: Literal["en", "ja"]) -> str:
     """Verdict sentence and a short comparison table, for a run description."""
     t = text.load(language)
     table = view.comparison(result, t)
-    columns = [row for row in table.rows if _in_summary(row, t)]
+    chosen = {t(f"rows.{key}") for key in ("decode_speedup", "usd_per_million", "monthly_saving", "payback")}
+    chosen |= {t.task(task) for task in view.task_names(result)}
+    columns = [row for row in table.rows if row.label in chosen]
     head = [t("summary.candidate"), t("summary.verdict"), *(_column(row) for row in columns)]
     lines = ["**" + _plain(findings.verdict_sentence(result, t)) + "**", ""]
     if not result.adequacy.adequate:
@@ -77,11 +79,6 @@ def summary_markdown(result: Result, language: Literal["en", "ja"]) -> str:
         cells = [row.cells[name] for row in columns]
         lines.append(_line([name, word, *(f"{c.text} ({c.range})" if c.range else c.text for c in cells)]))
     return "\n".join(lines) + "\n"
-
-
-def _in_summary(row: view.Row, t: text.Text) -> bool:
-    chosen = {t(f"rows.{key}") for key in ("decode_speedup", "usd_per_million", "monthly_saving", "payback")}
-    return row.label in chosen or (row.group == "quality" and row.label not in (t("rows.retained"), t("rows.ratio")))
 
 
 def _column(row: view.Row) -> str:

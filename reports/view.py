@@ -131,7 +131,20 @@ def _task_rows(row: Callable[..., Row], result: Result, task: str, t: Text) -> l
         if any(_of(c.quality.tasks.get(task), field) for c in result.candidates.values()):
             metric = f"quality.{task}.{field}"
             rows.append(row("quality", t(f"rows.{field}"), t(f"units.{row_unit}"), read(field), scale, metric))
+    trainings = max(len(c.quality.replicates) for c in result.candidates.values())
+    if trainings > 1:
+        scale = 100 if share else 1
+        label = t("rows.seeds_range", count=trainings)
+        rows.append(row("quality", label, unit, lambda c: _seeds_range(c, task, scale, t)))
     return rows
+
+
+def _seeds_range(candidate: Candidate, task: str, scale: float, t: Text) -> Figure | None:
+    """Smallest and largest estimate over the seeds; not an interval."""
+    values = [tasks[task] * scale for tasks in candidate.quality.replicates.values() if task in tasks]
+    if len(values) < 2:
+        return None
+    return Figure(numbers.spread(numbers.significant(min(values)), numbers.significant(max(values)), t))
 
 
 def _is_itself(value: Any) -> bool:
@@ -186,8 +199,9 @@ def gate_value(gate: GateOutcome, t: Text, observed: bool) -> Figure:
         if gate.observed is None or not math.isfinite(gate.observed.value):
             never = gate.metric == "roi.payback_months" and gate.outcome != "missing"
             return Figure(t("money.never") if never else numbers.DASH)
-        if gate.metric == "roi.payback_months" and gate.observed.high is None:  # the worst case never pays back
-            shown = numbers.payback(gate.observed.value, gate.observed.low, "never", t)
+        low, high = gate.observed.low, gate.observed.high
+        if gate.metric == "roi.payback_months" and low is not None and high is None:  # the worst case never pays back
+            shown = numbers.payback(gate.observed.value, low, "never", t)
         else:
             shown = numbers.figure(gate.observed, t, 100 if share else 1)
         return shown._replace(value=t(f"format.{gate_unit(gate.metric)}", value=shown.value))

@@ -33,25 +33,30 @@ class Evidence:
 
 
 def scores(samples: Any, teacher: Any, chance: dict[str, float]) -> dict[str, result.Score]:
-    """Task to score, in the order of the tasks. `chance`: for the tasks made here; else 1 / choices."""
+    """Task to score, in the order of the tasks. `chance`: for the tasks made here; else 1 / choices for accuracies.
+
+    The very same object twice is the teacher beside itself: exact, without an interval.
+    """
     found = {}
     for task, rows in samples.groupby("task", sort=False):
         guess = chance.get(task, _chance(rows))
-        found[task] = statistics.score(rows, teacher[teacher["task"] == task], guess)
+        beside = rows if samples is teacher else teacher[teacher["task"] == task]
+        found[task] = statistics.score(rows, beside, guess)
     return found
 
 
 def candidates(
-    poc: spec.Spec, evidence: list[Evidence], chance: dict[str, float], stopped: bool
+    poc: spec.Spec, evidence: list[Evidence], chance: dict[str, float], adequacy: result.Adequacy
 ) -> dict[str, result.Candidate]:
     """All candidates, the teacher first. `evidence[0]` is the teacher's.
 
-    stopped: the teacher was inadequate and the run ended there, so no student is judged.
+    When the teacher was inadequate and the run ended there, no student is judged. When the run went on, or when no
+    plain fine-tuned student was measured, the gates are applied but no student is a go.
     """
     for found in evidence:
-        if stopped and found.why == "not-run":
+        if adequacy.action == "stopped" and found.why == "not-run":
             found.why = "teacher-inadequate"
-    return {found.name: _candidate(poc, found, evidence[0], chance, stopped) for found in evidence}
+    return {found.name: _candidate(poc, found, evidence, chance, adequacy) for found in evidence}
 
 
 def comparisons(evidence: list[Evidence]) -> list[result.Comparison]:
@@ -75,8 +80,9 @@ def _compare(a: Evidence, b: Evidence) -> list[result.Comparison]:
 
 
 def _candidate(
-    poc: spec.Spec, found: Evidence, teacher: Evidence, chance: dict[str, float], stopped: bool
+    poc: spec.Spec, found: Evidence, evidence: list[Evidence], chance: dict[str, float], adequacy: result.Adequacy
 ) -> result.Candidate:
+    teacher = evidence[0]
     is_teacher = found is teacher
     quality, agreement = _quality(found, teacher, chance), _fidelity(found, teacher)
     speed, memory = _latency(found, teacher)
@@ -85,13 +91,16 @@ def _candidate(
     money = roi.price(speed, teacher_speed, poc.cost, seconds, is_teacher)
     if is_teacher:
         decision = result.Decision(why="baseline")
-    elif stopped:
+    elif adequacy.action == "stopped":
         decision = result.Decision(verdict="inconclusive", why="teacher-inadequate")
     elif found.samples is None:
         verdict = "no-go" if found.why == "parity-failed" else "inconclusive"
         decision = result.Decision(verdict=verdict, why=found.why)
     else:
         decision = gates.decide(poc.gates, quality, agreement, speed, memory, money)
+        doubt = _doubt(evidence, adequacy)
+        if doubt and decision.verdict == "go":
+            decision = decision.model_copy(update={"verdict": "inconclusive", "why": doubt})
     return result.Candidate(
         arm=found.arm,
         size=found.size,
@@ -108,6 +117,14 @@ def _candidate(
         roi=money,
         verdict=decision,
     )
+
+
+def _doubt(evidence: list[Evidence], adequacy: result.Adequacy) -> str | None:
+    """The code of what forbids every go, whatever the gates say."""
+    if not adequacy.adequate:
+        return "teacher-inadequate"
+    controlled = any(found.arm == "sft" and found.samples is not None for found in evidence)
+    return None if controlled else "no-control"
 
 
 def _quality(found: Evidence, teacher: Evidence, chance: dict[str, float]) -> result.Quality:
@@ -140,5 +157,7 @@ def _latency(found: Evidence, teacher: Evidence) -> tuple[result.Latency, result
 
 
 def _chance(rows: Any) -> float | None:
+    """Guessing among the choices; None for what is not an accuracy (f1, mcc, ...) or has no choices."""
     choices = rows["n_choices"]
-    return float((1 / choices).mean()) if (choices > 1).all() else None
+    guessable = statistics.is_accuracy(str(rows["metric"].iloc[0])) and (choices > 1).all()
+    return float((1 / choices).mean()) if guessable else None

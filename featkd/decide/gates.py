@@ -7,6 +7,7 @@ from featkd import spec
 from featkd.result import Decision, Fidelity, GateOutcome, Interval, Latency, Memory, Quality, Roi
 
 Outcome = Literal["pass", "fail", "inconclusive", "missing"]
+Observed = tuple[float, float | None, float | None]
 
 
 def decide(
@@ -14,12 +15,12 @@ def decide(
 ) -> Decision:
     """go: every blocking rule passes. no-go: one fails. inconclusive: none fails, but one is undecided or missing.
 
-    Without rules nothing can be a go: inconclusive, because of 'no-gates'.
+    Without blocking rules nothing can be a go: inconclusive, because of 'no-gates' or 'no-blocking-gates'.
     """
     outcomes = [_judge(rule, _observe(rule.metric, quality, fidelity, latency, memory, roi)) for rule in rules]
     blocking = {gate.outcome for gate in outcomes if gate.severity == "block"}
     if not blocking:
-        return Decision(verdict="inconclusive", why="no-gates", gates=outcomes)
+        return Decision(verdict="inconclusive", why="no-blocking-gates" if rules else "no-gates", gates=outcomes)
     if "fail" in blocking:
         verdict: Literal["go", "no-go", "inconclusive"] = "no-go"
     else:
@@ -29,8 +30,11 @@ def decide(
 
 def _observe(
     metric: str, quality: Quality, fidelity: Fidelity, latency: Latency, memory: Memory, roi: Roi
-) -> tuple[float, float, float] | None:
-    """(value, low, high), infinite where a payback never comes; None when it was not measured."""
+) -> Observed | None:
+    """(value, low, high), infinite where a payback never comes; None when it was not measured.
+
+    The task of a rule is looked up by its name: a group of lm-eval tasks (mmlu) has no figure of its own.
+    """
     section, *task, name = metric.split(".")
     if metric == "roi.payback_months":
         return _months(roi)
@@ -40,20 +44,20 @@ def _observe(
     else:
         source = {"latency": latency, "memory": memory, "roi": roi}[section]
     found: Interval | None = getattr(source, name, None)
-    if found is None or found.low is None or found.high is None:
-        return None
-    return found.value, found.low, found.high
+    return None if found is None else (found.value, found.low, found.high)
 
 
-def _months(roi: Roi) -> tuple[float, float, float] | None:
-    months = [roi.payback_months, roi.payback_months_low, roi.payback_months_high]
-    if any(value is None for value in months):
+def _months(roi: Roi) -> Observed | None:
+    if roi.payback_months is None:
         return None
-    value, low, high = (math.inf if month == "never" else float(month) for month in months)  # type: ignore[arg-type]
+    value, low, high = (
+        math.inf if month == "never" else month
+        for month in (roi.payback_months, roi.payback_months_low, roi.payback_months_high)
+    )
     return value, low, high
 
 
-def _judge(rule: spec.Gate, observed: tuple[float, float, float] | None) -> GateOutcome:
+def _judge(rule: spec.Gate, observed: Observed | None) -> GateOutcome:
     return GateOutcome(
         metric=rule.metric,
         at_least=rule.at_least,
@@ -64,15 +68,17 @@ def _judge(rule: spec.Gate, observed: tuple[float, float, float] | None) -> Gate
     )
 
 
-def _outcome(rule: spec.Gate, low: float, high: float) -> Outcome:
+def _outcome(rule: spec.Gate, low: float | None, high: float | None) -> Outcome:
+    if low is None or high is None:
+        return "inconclusive"
     if rule.at_least is not None:
         return "pass" if low >= rule.at_least else "fail" if high < rule.at_least else "inconclusive"
     bound = rule.at_most if rule.at_most is not None else math.inf
     return "pass" if high <= bound else "fail" if low > bound else "inconclusive"
 
 
-def _shown(observed: tuple[float, float, float] | None) -> Interval | None:
+def _shown(observed: Observed | None) -> Interval | None:
     if observed is None or math.isinf(observed[0]):
         return None
     value, low, high = observed
-    return Interval(value=value, low=low, high=None if math.isinf(high) else high)
+    return Interval(value=value, low=low, high=None if high == math.inf else high)

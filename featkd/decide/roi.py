@@ -3,8 +3,11 @@
     seconds per request = input tokens / prefill rate + output tokens / decode rate      (one request at a time)
     machines            = ceil(requests per second * peak factor * seconds per request / utilisation)
     monthly cost        = machines * price per hour * 730.5
-    saving              = teacher's monthly cost - candidate's monthly cost
-    USD per million     = price per hour / (3600 * rate * utilisation) * 1e6
+    saving              = teacher's monthly cost - candidate's monthly cost - monthly upkeep
+    USD per million     = price per hour / (3600 * rate * utilisation / peak factor) * 1e6
+
+`utilisation` is the share of a machine that may be used at peak. A month's tokens at the unit prices cost what its
+machines cost before these are rounded up. The saving is after upkeep; payback, cash flow and NPV follow from it.
 
 Intervals come from those of the measured rates. A saving's interval pairs one side's best with the other's worst, so
 it is wider than 95 %.
@@ -63,22 +66,22 @@ def price(candidate: Latency, teacher: Latency, cost: spec.Cost, training_second
     if is_teacher:
         return Roi(why="baseline", **unit_costs)
     before = _interval(lambda rates: monthly_cost_usd(rates, cost), teacher)
+    upkeep = cost.monthly_upkeep_usd.value
     saving = Interval(
-        value=before.value - monthly.value,
-        low=_minus(before.low, monthly.high),
-        high=_minus(before.high, monthly.low),
+        value=before.value - monthly.value - upkeep,
+        low=_minus(before.low, monthly.high, upkeep),
+        high=_minus(before.high, monthly.low, upkeep),
     )
     one_off = cost.engineering_usd.value + training_seconds / 3600 * cost.training_usd_per_hour.value
-    flow = cash_flow_usd(saving.value, one_off, cost)
     return Roi(
         **unit_costs,
         monthly_saving_usd=saving,
         one_off_usd=one_off,
-        payback_months=payback_months(saving.value, one_off, cost),
-        payback_months_low=None if saving.high is None else payback_months(saving.high, one_off, cost),
-        payback_months_high=None if saving.low is None else payback_months(saving.low, one_off, cost),
+        payback_months=payback_months(saving.value, one_off),
+        payback_months_low=None if saving.high is None else payback_months(saving.high, one_off),
+        payback_months_high=None if saving.low is None else payback_months(saving.low, one_off),
         npv_usd=npv_usd(saving.value, one_off, cost),
-        cash_flow_usd=flow,
+        cash_flow_usd=cash_flow_usd(saving.value, one_off, cost),
     )
 
 
@@ -97,27 +100,25 @@ def monthly_cost_usd(rates: Rates, cost: spec.Cost) -> float:
     return machines(rates, cost) * cost.usd_per_hour.value * HOURS_PER_MONTH
 
 
-def payback_months(saving_usd: float, one_off_usd: float, cost: spec.Cost) -> Months:
-    """Months until the net saving has returned the one-off cost, undiscounted; 'never' when there is no net saving."""
-    net = saving_usd - cost.monthly_upkeep_usd.value
-    return one_off_usd / net if net > 0 else "never"
+def payback_months(saving_usd: float, one_off_usd: float) -> Months:
+    """Months until the monthly saving has returned the one-off cost, undiscounted; 'never' when there is no saving."""
+    return one_off_usd / saving_usd if saving_usd > 0 else "never"
 
 
 def cash_flow_usd(saving_usd: float, one_off_usd: float, cost: spec.Cost) -> list[float]:
     """Cumulative, undiscounted, month 0 to the horizon."""
-    net = saving_usd - cost.monthly_upkeep_usd.value
-    return [month * net - one_off_usd for month in range(cost.horizon_months + 1)]
+    return [month * saving_usd - one_off_usd for month in range(cost.horizon_months + 1)]
 
 
 def npv_usd(saving_usd: float, one_off_usd: float, cost: spec.Cost) -> float:
     """Net present value over the horizon; monthly rate (1 + r)^(1/12) - 1, payments at the end of each month."""
     rate = (1 + cost.discount_rate.value) ** (1 / 12) - 1
-    net = saving_usd - cost.monthly_upkeep_usd.value
-    return sum(net / (1 + rate) ** month for month in range(1, cost.horizon_months + 1)) - one_off_usd
+    return sum(saving_usd / (1 + rate) ** month for month in range(1, cost.horizon_months + 1)) - one_off_usd
 
 
 def _per_million(rate: float, cost: spec.Cost) -> float:
-    return cost.usd_per_hour.value / (3600 * rate * cost.utilisation.value) * 1e6
+    mean_use = cost.utilisation.value / cost.peak_factor.value
+    return cost.usd_per_hour.value / (3600 * rate * mean_use) * 1e6
 
 
 def _rates(latency: Latency, bound: str) -> Rates | None:
@@ -131,5 +132,5 @@ def _interval(figure: Any, latency: Latency) -> Interval:
     return Interval(value=figure(_rates(latency, "value")), low=low, high=high)
 
 
-def _minus(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else a - b
+def _minus(before: float | None, after: float | None, upkeep: float) -> float | None:
+    return None if before is None or after is None else before - after - upkeep

@@ -1,12 +1,16 @@
 """From candidates to one recommendation, and whether the teacher was worth learning from at all."""
 
+import math
+
 from featkd.result import Adequacy, AdequacyCheck, Candidate, Interval, Recommendation, Score
 
 
-def adequacy(teacher: dict[str, Score], control: dict[str, Score] | None, if_inadequate: str) -> Adequacy:
-    """Is the teacher better than chance and, once it is known, than the plain fine-tuned student, on every task?
+def adequacy(teacher: dict[str, Score], controls: dict[str, dict[str, Score]], if_inadequate: str) -> Adequacy:
+    """Is the teacher better than chance and than every plain fine-tuned student that was measured, on every task?
 
-    Better: its whole interval lies on the better side of the other's. `teacher` and `control`: task to score.
+    Better: its whole interval lies on the better side of the other's. `teacher`: task to score. `controls`: name of
+    each measured sft candidate to its scores; empty before there are students. Students without any control are
+    not a matter of the teacher's: assemble.candidates caps their verdicts.
     """
     checks = []
     for task, score in teacher.items():
@@ -14,38 +18,66 @@ def adequacy(teacher: dict[str, Score], control: dict[str, Score] | None, if_ina
             checks.append(
                 _check(task, "chance", score, Interval(value=score.chance, low=score.chance, high=score.chance))
             )
-        if control and task in control:
-            checks.append(_check(task, "sft", score, control[task].estimate))
+        checks += [
+            _check(task, "sft", score, control[task].estimate, name)
+            for name, control in controls.items()
+            if task in control
+        ]
     adequate = all(check.passed for check in checks)
     action = "none" if adequate else {"stop": "stopped", "warn": "warned"}[if_inadequate]
     return Adequacy(adequate=adequate, action=action, checks=checks)
 
 
 def recommend(candidates: dict[str, Candidate], adequate: bool) -> Recommendation:
-    """The go with the largest monthly saving; else keep the teacher, or undecided while one is inconclusive."""
+    """The best of the goes; else keep the teacher, or undecided while one is inconclusive."""
     if not adequate:
         return Recommendation(code="teacher-inadequate")
     students = {name: found for name, found in candidates.items() if found.arm != "teacher"}
-    going = [name for name, found in students.items() if found.verdict.verdict == "go"]
+    going = {name: found for name, found in students.items() if found.verdict.verdict == "go"}
     if going:
-        return Recommendation(candidate=max(going, key=lambda name: _saving(students[name])), code="replace")
+        return Recommendation(candidate=_best(going), code="replace")
     undecided = any(found.verdict.verdict == "inconclusive" for found in students.values())
     return Recommendation(code="undecided" if undecided else "keep-teacher")
 
 
+def _best(going: dict[str, Candidate]) -> str:
+    """Of those whose saving cannot be told from the largest, the one that keeps most quality.
+
+    Arms of one size are the same graph and cost the same: the largest saving alone would be the luckiest timing.
+    Quality: what is retained on the weakest task, then the ratio on the worst one; only then the saving.
+    """
+    largest = max(going.values(), key=_saving).roi.monthly_saving_usd
+    alike = [name for name, found in going.items() if _overlap(found.roi.monthly_saving_usd, largest)]
+    return max(alike, key=lambda name: (*_quality(going[name]), _saving(going[name])))
+
+
 def _saving(candidate: Candidate) -> float:
     saving = candidate.roi.monthly_saving_usd
-    return saving.value if saving else float("-inf")
+    return saving.value if saving else -math.inf
 
 
-def _check(task: str, against: str, teacher: Score, other: Interval) -> AdequacyCheck:
+def _overlap(saving: Interval | None, largest: Interval | None) -> bool:
+    """Of two savings the second is the larger. Without an interval nothing tells them apart."""
+    if saving is None or largest is None:
+        return saving is largest
+    return saving.high is None or largest.low is None or saving.high >= largest.low
+
+
+def _quality(candidate: Candidate) -> tuple[float, float]:
+    scores = candidate.quality.tasks.values()
+    retained = [score.retained.value for score in scores if score.retained]
+    ratios = [score.ratio.value for score in scores if score.ratio]
+    return min(retained, default=-math.inf), -max(ratios, default=math.inf)
+
+
+def _check(task: str, against: str, teacher: Score, other: Interval, control: str | None = None) -> AdequacyCheck:
     estimate = teacher.estimate
     low, high = _or_value(estimate.low, estimate), _or_value(estimate.high, estimate)
     if teacher.higher_is_better:
         passed = low > _or_value(other.high, other)
     else:
         passed = high < _or_value(other.low, other)
-    return AdequacyCheck(task=task, against=against, teacher=estimate, other=other, passed=passed)
+    return AdequacyCheck(task=task, against=against, control=control, teacher=estimate, other=other, passed=passed)
 
 
 def _or_value(bound: float | None, interval: Interval) -> float:

@@ -7,6 +7,7 @@ import pytest
 from featkd import specfile
 from featkd.decide import assemble
 from featkd.decide.assemble import Evidence
+from featkd.result import Adequacy
 
 POC = specfile.validate(
     {
@@ -20,6 +21,9 @@ POC = specfile.validate(
     }
 )
 CHANCE = {"heldout_continuation": 0.25}
+ADEQUATE = Adequacy(adequate=True, action="none", checks=[])
+WARNED = Adequacy(adequate=False, action="warned", checks=[])
+STOPPED = Adequacy(adequate=False, action="stopped", checks=[])
 
 
 def samples(accuracy, n=400, seed=0):
@@ -47,7 +51,7 @@ def evidence(**students):
 
 def test_a_candidate_whose_parity_failed_is_a_no_go_that_says_so():
     rows = evidence(sft={"samples": samples(0.8)}, **{"logit-kd": {"why": "parity-failed"}})
-    found = assemble.candidates(POC, rows, CHANCE, stopped=False)
+    found = assemble.candidates(POC, rows, CHANCE, ADEQUATE)
     failed = found["logit-kd"]
     assert (failed.verdict.verdict, failed.verdict.why) == ("no-go", "parity-failed")
     assert failed.quality.why == failed.latency.why == failed.roi.why == "parity-failed"
@@ -56,14 +60,45 @@ def test_a_candidate_whose_parity_failed_is_a_no_go_that_says_so():
 
 def test_after_an_inadequate_teacher_no_student_is_judged():
     rows = evidence(sft={"samples": samples(0.95)}, **{"logit-kd": {}})
-    found = assemble.candidates(POC, rows, CHANCE, stopped=True)
+    found = assemble.candidates(POC, rows, CHANCE, STOPPED)
     for name in ("sft", "logit-kd"):
         assert (found[name].verdict.verdict, found[name].verdict.why) == ("inconclusive", "teacher-inadequate")
 
 
+def test_with_an_inadequate_teacher_that_was_only_warned_of_no_go_is_kept():
+    rows = evidence(sft={"samples": samples(0.85)}, **{"logit-kd": {"samples": samples(0.3)}})
+    found = assemble.candidates(POC, rows, CHANCE, WARNED)
+    assert (found["sft"].verdict.verdict, found["sft"].verdict.why) == ("inconclusive", "teacher-inadequate")
+    assert [gate.outcome for gate in found["sft"].verdict.gates] == ["pass"]
+    assert (found["logit-kd"].verdict.verdict, found["logit-kd"].verdict.why) == ("no-go", "gates")
+
+
+def test_without_a_measured_control_no_student_is_a_go():
+    rows = evidence(sft={"why": "parity-failed"}, **{"logit-kd": {"samples": samples(0.85)}})
+    found = assemble.candidates(POC, rows, CHANCE, ADEQUATE)
+    assert (found["sft"].verdict.verdict, found["sft"].verdict.why) == ("no-go", "parity-failed")
+    assert (found["logit-kd"].verdict.verdict, found["logit-kd"].verdict.why) == ("inconclusive", "no-control")
+    assert [gate.outcome for gate in found["logit-kd"].verdict.gates] == ["pass"]
+
+
+@pytest.mark.parametrize(("metric", "chance"), [("acc", 0.25), ("acc_norm", 0.25), ("mcc", None), ("f1", None)])
+def test_guessing_among_the_choices_is_known_for_accuracies_only(metric, chance):
+    rows = samples(0.9).assign(task="foreign", metric=metric)
+    assert assemble.scores(rows, rows, CHANCE)["foreign"].chance == chance
+
+
+def test_the_teacher_beside_itself_is_the_very_same_rows(monkeypatch):
+    seen = []
+    monkeypatch.setattr(assemble.statistics, "score", lambda rows, beside, chance: seen.append(rows is beside))
+    teacher = samples(0.9)
+    assemble.scores(teacher, teacher, CHANCE)
+    assemble.scores(samples(0.9), teacher, CHANCE)
+    assert seen == [True, False]
+
+
 def test_retained_quality_and_agreement_by_hand():
     rows = evidence(sft={"samples": samples(0.6, seed=1)})
-    found = assemble.candidates(POC, rows, CHANCE, stopped=False)["sft"]
+    found = assemble.candidates(POC, rows, CHANCE, ADEQUATE)["sft"]
     teacher, student = rows[0].samples, rows[1].samples
     expected = (student.score.mean() - 0.25) / (teacher.score.mean() - 0.25)
     assert found.quality.tasks["heldout_continuation"].retained.value == pytest.approx(expected)

@@ -3,12 +3,12 @@
 import pytest
 
 from featkd import spec
-from featkd.decide import gates, verdict
-from featkd.result import Fidelity, Interval, Latency, Memory, Quality, Roi, Score
+from featkd.decide import gates
+from featkd.result import Fidelity, Interval, Latency, Memory, Quality, Roi
 
 
-def decide(rules, low=1.0, high=2.0, roi=None):
-    latency = Latency(decode_speedup=Interval(value=(low + high) / 2, low=low, high=high))
+def decide(rules, bounds=(1.0, 2.0), roi=None):
+    latency = Latency(decode_speedup=Interval(value=1.5, low=bounds[0], high=bounds[1]))
     return gates.decide(
         [spec.Gate(**rule) for rule in rules], Quality(why="not-run"), Fidelity(why="not-run"), latency, Memory(),
         roi or Roi(why="not-run"),
@@ -52,6 +52,21 @@ def test_without_rules_nothing_is_a_go():
     assert (found.verdict, found.why) == ("inconclusive", "no-gates")
 
 
+def test_rules_that_only_warn_are_told_from_no_rules():
+    found = decide([{**SPEED, "at_least": 1, "severity": "warn"}])
+    assert (found.verdict, found.why) == ("inconclusive", "no-blocking-gates")
+    assert [gate.outcome for gate in found.gates] == ["pass"]
+
+
+def test_a_figure_without_an_interval_is_shown_and_decides_nothing():
+    found = decide([{**SPEED, "at_least": 1.0}], bounds=(None, None))
+    assert found.verdict == "inconclusive"
+    assert (found.gates[0].outcome, found.gates[0].observed) == ("inconclusive", Interval(value=1.5))
+    months = Roi(payback_months=5.0)
+    found = decide([{"metric": "roi.payback_months", "at_most": 12}], roi=months)
+    assert (found.gates[0].outcome, found.gates[0].observed) == ("inconclusive", Interval(value=5.0))
+
+
 @pytest.mark.parametrize(
     ("months", "expected"),
     [
@@ -64,21 +79,3 @@ def test_without_rules_nothing_is_a_go():
 def test_a_payback_that_never_comes_fails(months, expected):
     roi = Roi(payback_months=months[0], payback_months_low=months[1], payback_months_high=months[2])
     assert decide([{"metric": "roi.payback_months", "at_most": 12}], roi=roi).verdict == expected
-
-
-def score(value, half, chance, higher=True):
-    estimate = Interval(value=value, low=value - half, high=value + half)
-    return Score(metric="acc", higher_is_better=higher, estimate=estimate, examples=100, chance=chance)
-
-
-def test_adequacy_needs_intervals_that_do_not_touch():
-    good, poor = score(0.6, 0.1, 0.25), score(0.3, 0.1, 0.25)
-    assert verdict.adequacy({"a": good}, None, "stop").adequate
-    assert not verdict.adequacy({"a": poor}, None, "stop").adequate
-    assert verdict.adequacy({"a": poor}, None, "stop").action == "stopped"
-    assert verdict.adequacy({"a": poor}, None, "warn").action == "warned"
-    assert not verdict.adequacy({"a": good}, {"a": score(0.55, 0.1, 0.25)}, "stop").adequate
-    assert verdict.adequacy({"a": good}, {"a": poor}, "stop").adequate
-    assert verdict.adequacy(
-        {"p": score(80, 5, 500, higher=False)}, {"p": score(120, 5, 500, higher=False)}, "stop"
-    ).adequate

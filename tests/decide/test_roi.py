@@ -34,26 +34,56 @@ def test_a_case_worked_by_hand():
     found = roi.price(student, teacher, COST, training_seconds=1800, is_teacher=False)
     assert roi.price(teacher, teacher, COST, 0, True).machines == 3
     assert found.machines == 1
-    assert found.monthly_saving_usd.value == pytest.approx(2 * 2 * 730.5)
+    assert found.monthly_saving_usd.value == pytest.approx(2 * 2 * 730.5 - 100)  # after upkeep
     assert found.one_off_usd == pytest.approx(5000 + 0.5 * 4)
     assert found.payback_months == pytest.approx(5002 / (2922 - 100))
     assert found.npv_usd == pytest.approx(12 * 2822 - 5002)
     assert found.cash_flow_usd[0] == pytest.approx(-5002)
     assert found.cash_flow_usd[12] == pytest.approx(found.npv_usd)
-    assert found.usd_per_million_output_tokens.value == pytest.approx(2 / (3600 * 500 * 0.5) * 1e6)
+    assert found.usd_per_million_output_tokens.value == pytest.approx(2 / (3600 * 500 * 0.5 / 2) * 1e6)
 
 
 def test_no_saving_is_never_paid_back():
     same = latency(1000, 100)
     found = roi.price(same, same, COST, 0, False)
-    assert found.monthly_saving_usd.value == 0
+    assert found.monthly_saving_usd.value == -100
     assert found.payback_months == "never"
+
+
+def test_upkeep_above_the_saving_is_a_loss_everywhere():
+    cost = COST.model_copy(update={"monthly_upkeep_usd": spec.Assumption(value=4000)})
+    found = roi.price(latency(2000, 500, 0.01), latency(1000, 100, 0.01), cost, 0, False)
+    saving = found.monthly_saving_usd
+    assert saving.low <= saving.value <= saving.high < 0
+    assert (found.payback_months, found.payback_months_low) == ("never", "never")
+    assert found.npv_usd < 0
+    assert found.cash_flow_usd[1] - found.cash_flow_usd[0] == pytest.approx(saving.value)
+
+
+def test_a_month_at_the_unit_prices_costs_what_its_machines_cost():
+    cost = COST.model_copy(update={"requests_per_month": spec.Assumption(value=2_629_800_000)})  # ceiling: under 0.1 %
+    found = roi.price(latency(1000, 100), latency(1000, 100), cost, 0, is_teacher=True)
+    millions = cost.requests_per_month.value / 1e6
+    month = millions * (
+        cost.input_tokens_per_request.value * found.usd_per_million_input_tokens.value
+        + cost.output_tokens_per_request.value * found.usd_per_million_output_tokens.value
+    )
+    assert month == pytest.approx(found.monthly_cost_usd.value, rel=1e-3)
+
+
+def test_rates_without_bounds_give_figures_without_bounds():
+    bare = Latency(prefill_tokens_per_s=Interval(value=2000), decode_tokens_per_s=Interval(value=500))
+    for student, teacher in ((bare, latency(1000, 100)), (latency(2000, 500), bare), (bare, bare)):
+        found = roi.price(student, teacher, COST, 0, False)
+        assert found.monthly_saving_usd.low is found.monthly_saving_usd.high is None
+        assert found.payback_months is not None
+        assert found.payback_months_low is found.payback_months_high is None
 
 
 def test_zero_volume_needs_no_machine_and_saves_nothing():
     cost = COST.model_copy(update={"requests_per_month": spec.Assumption(value=0)})
     found = roi.price(latency(2000, 500), latency(1000, 100), cost, 0, False)
-    assert (found.machines, found.monthly_saving_usd.value, found.payback_months) == (0, 0, "never")
+    assert (found.machines, found.monthly_saving_usd.value, found.payback_months) == (0, -100, "never")
 
 
 def test_intervals_contain_the_value_and_pair_best_with_worst():
@@ -72,7 +102,7 @@ def test_unmeasured_speed_leaves_the_section_empty_with_its_reason():
 def test_discounting():
     cost = COST.model_copy(update={"discount_rate": spec.Assumption(value=0.21)})
     monthly = 1.21 ** (1 / 12)
-    expected = sum(900 / monthly**month for month in range(1, 13)) - 1000
+    expected = sum(1000 / monthly**month for month in range(1, 13)) - 1000
     assert roi.npv_usd(1000, 1000, cost) == pytest.approx(expected)
 
 

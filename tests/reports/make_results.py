@@ -64,7 +64,12 @@ def inadequate() -> Result:
             passed=False,
         ),
         AdequacyCheck(
-            task="heldout_continuation", against="sft", teacher=share(0.31, 400), other=share(0.33, 400), passed=False
+            task="heldout_continuation",
+            against="sft",
+            control="sft-s",
+            teacher=share(0.31, 400),
+            other=share(0.33, 400),
+            passed=False,
         ),
         AdequacyCheck(
             task="heldout_continuation",
@@ -82,6 +87,38 @@ def inadequate() -> Result:
             "recommendation": Recommendation(code="teacher-inadequate"),
         }
     )
+
+
+def several_seeds() -> Result:
+    """Three trainings per student."""
+    base = full()
+    found = {}
+    for name, trained in base.candidates.items():
+        values = {task: score.estimate.value for task, score in trained.quality.tasks.items()}
+        shifts = {"0": 1.0, "1": 0.97, "2": 1.04} if trained.arm != "teacher" else {}
+        replicates = {seed: {task: value * by for task, value in values.items()} for seed, by in shifts.items()}
+        quality = trained.quality.model_copy(update={"replicates": replicates})
+        found[name] = trained.model_copy(update={"quality": quality})
+    return base.model_copy(update={"candidates": found, "spec": base.spec | {"seeds": [0, 1, 2]}})
+
+
+def without_intervals() -> Result:
+    """One round of timing: speed, memory and money have no intervals."""
+    base = full()
+    sections = ("latency", "memory", "roi")
+    found = {}
+    for name, timed in base.candidates.items():
+        bare = {section: _bare(getattr(timed, section)) for section in sections}
+        found[name] = timed.model_copy(update=bare)
+    return base.model_copy(update={"candidates": found, "recommendation": Recommendation(code="undecided")})
+
+
+def _bare(part: Latency | Memory | Roi) -> Latency | Memory | Roi:
+    figures = {field: getattr(part, field) for field in type(part).model_fields}
+    bare = {field: Interval(value=value.value) for field, value in figures.items() if isinstance(value, Interval)}
+    if isinstance(part, Roi):
+        bare |= {"payback_months_low": None, "payback_months_high": None}
+    return part.model_copy(update=bare)
 
 
 def many(sizes: int = 5) -> Result:
@@ -168,13 +205,13 @@ def document(candidates: dict[str, Candidate]) -> Result:
                 ("tokenizer", "reused", 0.1),
                 ("teacher", "reused", 0.2),
                 ("distil", "made", 171.3),
-                ("export", "made", 21.7),
-                ("accuracy", "made", 96.4),
+                ("export teacher", "made", 21.7),
+                ("accuracy feature-kd seed 0", "made", 96.4),
                 ("latency", "made", 44.9),
                 ("roi", "made", 0.1),
                 ("gates", "made", 0.0),
                 ("report", "made", 1.9),
-                ("tracking", "skipped", 0.0),
+                ("mlflow", "skipped", 0.0),
             ]
         ],
         evidence={"accuracy": digest("accuracy-evidence"), "latency": digest("latency-evidence")},
@@ -187,5 +224,7 @@ ALL = {
     "no-latency": without_latency,
     "failed": all_failed,
     "inadequate": inadequate,
+    "seeds": several_seeds,
+    "no-intervals": without_intervals,
     "many": many,
 }

@@ -154,7 +154,7 @@ def test_every_number_of_the_comparison_is_in_the_result(any_result):
 def test_the_banner_comes_before_everything_else(no_charts):
     page = visible(render(make_results.inadequate(), "en")).strip()
     assert page.startswith("The teacher is not adequate. The run stopped here.")
-    assert "teacher 31% (26–36%), plain fine-tuned student 33% (28–38%)" in page
+    assert "teacher 31% (26–36%), plain fine-tuned student sft-s 33% (28–38%)" in page
     assert "The teacher is not adequate" not in visible(full_page("en"))
 
 
@@ -162,7 +162,7 @@ def test_the_verdict_can_be_said_aloud():
     t = text.load("en")
     assert findings.verdict_sentence(make_results.full(), t) == (
         "Replace the teacher with feature-kd: it keeps 85% of the teacher's quality on its weakest task, "
-        "generates text 3.06 times as fast and saves about USD 850 a month."
+        "generates text 3.06 times as fast and saves about USD 850 a month after upkeep."
     )
     assert findings.verdict_sentence(make_results.all_failed(), t).startswith("Keep the teacher: no student got as far")
     assert (

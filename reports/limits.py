@@ -1,0 +1,47 @@
+"""What a report cannot say, from what the result holds."""
+
+from typing import Any
+
+from featkd.result import Result
+from reports import numbers, view
+from reports.text import Text
+
+
+def stated(result: Result, t: Text) -> list[str]:
+    """One sentence per limit that holds for this result."""
+    spec: dict[str, Any] = result.spec
+    scores = [score for c in result.candidates.values() for score in c.quality.tasks.values()]
+    unsourced = sum(row.source is None for row in result.assumptions)
+    several = len(view.students(result)) > 3
+    measured = any(c.latency.generations for c in result.candidates.values())
+    priced = any(c.roi.monthly_cost_usd for c in result.candidates.values())
+    trainings = len(spec.get("seeds") or [0])
+    lengths = _lengths(spec)
+    known = [
+        (bool(scores), "sampling", {"examples": f"{min((s.examples for s in scores), default=0):,}"}),
+        (trainings == 1, "one_seed", {}),
+        (trainings > 1, "several_seeds", {"trainings": trainings}),
+        (measured, "hardware", {}),
+        (priced and lengths is not None, "lengths", lengths or {}),
+        (priced, "teacher_price", {}),
+        (any(c.roi.monthly_saving_usd for c in result.candidates.values()), "money_interval", {}),
+        (unsourced > 0, "unsourced", {"unsourced": unsourced, "total": len(result.assumptions)}),
+        (any(c.guardrails.why == "guardrails-not-built" for c in result.candidates.values()), "guardrails", {}),
+        (bool((spec.get("teacher") or {}).get("train")), "trained_teacher", {}),
+        (several, "many_candidates", {"candidates": len(view.students(result))}),
+    ]
+    return [t(f"limits.{key}", **values) for holds, key, values in known if holds]
+
+
+def _lengths(spec: dict[str, Any]) -> dict[str, str] | None:
+    """Lengths at which the rates were measured and at which requests are priced; None where they agree."""
+    measured, priced = spec.get("latency") or {}, spec.get("cost") or {}
+    pairs = {
+        "prompt": measured.get("prompt_tokens"),
+        "new": measured.get("new_tokens"),
+        "input": (priced.get("input_tokens_per_request") or {}).get("value"),
+        "output": (priced.get("output_tokens_per_request") or {}).get("value"),
+    }
+    if None in pairs.values() or (pairs["prompt"], pairs["new"]) == (pairs["input"], pairs["output"]):
+        return None
+    return {name: numbers.exact(tokens) for name, tokens in pairs.items()}

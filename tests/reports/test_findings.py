@@ -1,0 +1,120 @@
+"""What a page says of a result: the sentence, the gates, the seeds, the limits; in both languages."""
+
+import make_results
+import pytest
+from lxml import html
+
+from featkd.result import Decision, GateOutcome, Interval, Quality, Recommendation
+from reports import findings, limits, text, view
+from reports.page import render, summary_markdown
+
+EN, JA = text.load("en"), text.load("ja")
+
+
+def with_student(result, name, **update):
+    changed = result.candidates[name].model_copy(update=update)
+    return result.model_copy(update={"candidates": result.candidates | {name: changed}})
+
+
+def without_lead(difference):
+    """The teacher does not beat chance on one of three tasks, so there is no retained."""
+    base = make_results.full()
+    tasks = dict(base.candidates["feature-kd"].quality.tasks)
+    tasks["heldout_routing"] = tasks["heldout_routing"].model_copy(update={"retained": None, "difference": difference})
+    return with_student(base, "feature-kd", quality=Quality(tasks=tasks))
+
+
+def test_quality_kept_is_said_of_as_many_tasks_as_it_is_known_for():
+    result = without_lead(Interval(value=-0.01, low=-0.03, high=0.01))
+    said = findings.verdict_sentence(result, EN)
+    assert "keeps 85% or more of the teacher's quality on 2 of 3 tasks" in said
+    assert "weakest task" not in said and "worse" not in said
+    assert "全 3 タスクのうち 2 タスクで教師モデルの品質の 85% 以上を維持" in findings.verdict_sentence(result, JA)
+    assert findings.key_figures(result, EN)[0][0].startswith("Quality kept on 2 of 3 tasks, weakest: Choosing")
+
+
+def test_a_loss_on_a_task_without_retained_quality_is_named():
+    result = without_lead(Interval(value=-0.1, low=-0.2, high=-0.05))
+    assert "tasks, is worse than the teacher on “Routing to the right topic”, gen" in findings.verdict_sentence(
+        result, EN
+    )
+    assert "「適切な分類先への振り分け」では教師モデルを下回る" in findings.verdict_sentence(result, JA)
+
+
+def all_students(why, outcome="pass"):
+    gate = GateOutcome(metric="latency.decode_speedup", at_least=1, severity="warn", outcome=outcome)
+    result = make_results.full()
+    for name in view.students(result):
+        result = with_student(result, name, verdict=Decision(verdict="inconclusive", why=why, gates=[gate]))
+    return result.model_copy(update={"recommendation": Recommendation(code="undecided")})
+
+
+@pytest.mark.parametrize(
+    ("why", "en", "ja"),
+    [
+        ("no-blocking-gates", "the gates of the specification only warn", "注意喚起のみに使われる"),
+        ("no-control", "the control, was not measured", "対照となる通常のファインチューニング"),
+    ],
+)
+def test_why_nothing_is_settled_is_said_in_the_sentence_and_beside_the_gates(no_charts, why, en, ja):
+    result = all_students(why)
+    assert en in findings.verdict_sentence(result, EN)
+    assert ja in findings.verdict_sentence(result, JA)
+    for t in (EN, JA):
+        assert t("gate_section.besides", reason=t.code("why", why)) in render(result, t.language)
+
+
+def test_a_gate_on_a_group_names_the_tasks_that_were_measured():
+    base = make_results.full()
+    gate = GateOutcome(metric="quality.mmlu.retained", at_least=0.9, severity="block", outcome="missing")
+    verdict = Decision(verdict="inconclusive", why="gates", gates=[gate])
+    (row,) = findings.gate_rows(base.candidates["sft"].model_copy(update={"verdict": verdict}), EN)
+    assert row.note.startswith("not among the tasks measured: Perplexity on held-out text, Choosing")
+    measured = [row.note for row in findings.gate_rows(base.candidates["sft"], EN)]
+    assert measured == [None] * 5
+
+
+def test_the_range_over_seeds_stands_in_the_table_and_not_in_the_summary():
+    result = make_results.several_seeds()
+    rows = [row for row in view.comparison(result, EN).rows if row.label == "Range over 3 trainings (seeds)"]
+    assert len(rows) == 3
+    cell = rows[1].cells["sft"]  # 0.4275 times 0.97 to 1.04, in per cent
+    assert (cell.text, cell.kind) == ("41.5–44.5", "bare")
+    assert rows[1].cells["teacher"].kind == "missing"
+    assert "trainings" not in summary_markdown(result, "en")
+    assert not any("Range over" in row.label for row in view.comparison(make_results.full(), EN).rows)
+
+
+def test_intervals_do_not_speak_for_other_seeds():
+    assert EN("limits.one_seed") in limits.stated(make_results.full(), EN)
+    several = limits.stated(make_results.several_seeds(), EN)
+    assert EN("limits.one_seed") not in several
+    assert EN("limits.several_seeds", trainings=3) in several
+    assert JA("limits.several_seeds", trainings=3) in limits.stated(make_results.several_seeds(), JA)
+
+
+def test_rates_priced_at_other_lengths_are_a_limit():
+    base = make_results.full()
+    cost = {
+        "input_tokens_per_request": {"value": 500.0, "source": None},
+        "output_tokens_per_request": {"value": 64.0, "source": None},
+    }
+    spec = base.spec | {"latency": {"prompt_tokens": 64, "new_tokens": 64}, "cost": cost}
+    for t in (EN, JA):
+        said = t("limits.lengths", prompt=64, new=64, input=500, output=64)
+        assert said in limits.stated(base.model_copy(update={"spec": spec}), t)
+        assert said not in limits.stated(base, t)
+    same = spec | {"latency": {"prompt_tokens": 500, "new_tokens": 64}}
+    assert not any("priced at" in line for line in limits.stated(base.model_copy(update={"spec": same}), EN))
+
+
+def test_a_stage_of_a_candidate_is_translated_up_to_the_name(no_charts):
+    cells = html.fromstring(render(make_results.full(), "ja")).xpath("//td[1]/text()")
+    assert "ONNX 変換 teacher" in cells and "精度の測定 feature-kd seed 0" in cells
+
+
+def test_figures_without_intervals_are_bare():
+    rows = {row.label: row.cells["sft"] for row in view.comparison(make_results.without_intervals(), EN).rows}
+    for key in ("ttft_ms", "decode_speedup", "peak_rss", "monthly_saving", "payback"):
+        cell = rows[EN(f"rows.{key}")]
+        assert (cell.kind, cell.range) == ("bare", None)
