@@ -69,11 +69,11 @@ class Guardrails(Part):
 class Latency(Part):
     why: str | None = None
     provider: str | None = None
-    ttft_ms: Interval | None = Field(None, description="Median time to first token, prompt already tokenised.")
-    decode_tokens_per_s: Interval | None = Field(None, description="Median over generations, batch 1.")
+    ttft_ms: Interval | None = Field(None, description="Time to first token, prompt already tokenised: mean over rounds of their medians.")
+    decode_tokens_per_s: Interval | None = Field(None, description="Batch 1: mean over rounds of their medians; means here are geometric.")
     prefill_tokens_per_s: Interval | None = None
-    ttft_speedup: Interval | None = Field(None, description="Teacher's median over the candidate's.")
-    decode_speedup: Interval | None = Field(None, description="Candidate's median rate over the teacher's.")
+    ttft_speedup: Interval | None = Field(None, description="Teacher's time over the candidate's, round by round.")
+    decode_speedup: Interval | None = Field(None, description="Candidate's rate over the teacher's, round by round.")
     generations: int = 0
     ttft_ms_quantiles: dict[str, float] = Field(default_factory=dict, description="p50, p90.")
     raw_ttft_ms: list[float] = Field(default_factory=list)

@@ -41,7 +41,7 @@ def export(
             graph with other weights milliseconds; sizes and arms of a PoC share a few shapes.
 
     Returns result.Parity; a failed one is returned, not raised.
-    Raises InputError (no model there) and RunError (the exporter cannot do it), one line each.
+    Raises InputError (no model there) and RunError (it does not load, the exporter cannot do it), one line each.
     """
     model = _load(Path(model_dir))
     out.mkdir(parents=True, exist_ok=True)
@@ -63,10 +63,11 @@ def _load(folder: Path) -> Any:
 
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} holds no config.json: give a folder with a causal LM")
-    with _quiet():
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, attn_implementation="sdpa"
-        ).eval()
+    try:
+        with _quiet():
+            return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    except Exception as error:
+        raise RunError(f"{folder} does not load: {_reason(error)}") from error
 
 
 def _trace(model: Any) -> Any:

@@ -43,6 +43,7 @@ class OnnxModel:
             raise InputError(f"{folder} holds no {FILE}: give a folder that featkd exported")
         self._runtime = onnxruntime
         self.config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        self.end_tokens = _end_tokens(folder, self.config)
         self.threads, self.device = threads, device
         self.session = _open(folder / FILE, threads, device)
         self.provider = self.session.get_providers()[0]
@@ -190,6 +191,14 @@ def _one_line_errors() -> Iterator[None]:
         yield
     except Exception as error:
         raise RunError(f"ONNX Runtime failed: {' '.join(str(error).split())[:300]}") from error
+
+
+def _end_tokens(folder: Path, config: dict[str, Any]) -> frozenset[int]:
+    """The tokens that end a generation, by generation_config.json; without one by the model's config."""
+    path = folder / "generation_config.json"
+    generation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else config.get("text_config") or config
+    ids = generation.get("eos_token_id")
+    return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
 
 
 def _positions(attention_mask: np.ndarray) -> np.ndarray:

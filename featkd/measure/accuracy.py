@@ -1,7 +1,7 @@
 """Accuracy of an exported model on lm-eval tasks, with the evidence of every example kept.
 
 out/samples.parquet  one row per task and example: what statistics.py and fidelity.py read
-out/accuracy.json    {task: {metric, higher_is_better, value, examples, n_choices}}
+out/accuracy.json    {task: {metric, higher_is_better, value, examples, n_choices}}, and the filter if there is one
 """
 
 import contextlib
@@ -53,7 +53,8 @@ def evaluate(
 
     Returns {task: {metric, higher_is_better, value, examples, n_choices}}; `value` is recomputed from the samples:
     their mean, or exp(-nats per unit) for perplexities; n_choices is 0 where there are none. The unit is a word, a
-    byte, a document, or a token where the task's documents tell their number in a field `tokens`.
+    byte, a document, or a token where the task's documents tell their number in a field `tokens`. Of a task that
+    reads its answers in several ways (lm-eval's filters; gsm8k) the first counts, named by a key `filter`.
     A group (mmlu) gives one entry per member task.
     Raises InputError (unknown task, or one that needs a download while offline) and RunError.
     """
@@ -87,13 +88,16 @@ def evaluate(
             raise _explained(error, names) from error
     rows, summary = [], {}
     for task, samples in found["samples"].items():
-        config = found["configs"][task]
+        config, samples = found["configs"][task], _first_filter(samples)
         metric = _primary(config, samples)
-        mine = [_row(task, metric, config, sample) for sample in samples if metric in sample["metrics"]]
+        up = found["higher_is_better"][task].get(metric) is not False  # None where lm-eval does not know
+        mine = [_row(task, metric, up, config, sample) for sample in samples if metric in sample["metrics"]]
         if not mine:
             raise InputError(f"quality.tasks: {task} has no example with {metric}")
         rows += mine
-        summary[task] = _summary(bool(found["higher_is_better"][task].get(metric, True)), mine)
+        summary[task] = _summary(mine)
+        if samples[0]["filter"] != "none":
+            summary[task]["filter"] = samples[0]["filter"]
     out.mkdir(parents=True, exist_ok=True)
     pandas.DataFrame(rows).to_parquet(out / "samples.parquet", index=False)
     (out / "accuracy.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
@@ -135,9 +139,14 @@ def _primary(config: dict[str, Any], samples: list[dict[str, Any]]) -> str:
     return next((name for name in order if name in there), there[0])
 
 
-def _row(task: str, metric: str, config: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
-    row = {"task": task, "doc_id": int(sample["doc_id"]), "metric": metric, "weight": 1.0, "bytes": 0, "choice": -1,
-           "gold": -1, "n_choices": 0, "choice_logprobs": []}  # fmt: skip
+def _first_filter(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """lm-eval gives one sample per document and filter: several readings of one answer are one example."""
+    return [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
+
+
+def _row(task: str, metric: str, up: bool, config: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
+    row = {"task": task, "doc_id": int(sample["doc_id"]), "metric": metric, "higher_is_better": up, "weight": 1.0,
+           "bytes": 0, "choice": -1, "gold": -1, "n_choices": 0, "choice_logprobs": []}  # fmt: skip
     value = sample[metric]
     if metric in PERPLEXITIES:
         return {**row, **_likelihood(metric, sample)}
@@ -154,7 +163,8 @@ def _likelihood(metric: str, sample: dict[str, Any]) -> dict[str, Any]:
     if tokens := sample["doc"].get("tokens"):
         name, weight = PER_TOKEN, tokens
     sizes = sample.get("byte_perplexity") or sample.get("bits_per_byte") or (nats, 0)
-    return {"metric": name, "score": float(nats), "weight": float(weight), "bytes": int(sizes[1])}
+    return {"metric": name, "higher_is_better": False, "score": float(nats), "weight": float(weight),
+            "bytes": int(sizes[1])}  # fmt: skip
 
 
 def _choice(metric: str, config: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
@@ -190,16 +200,16 @@ def _number(value: Any, task: str, metric: str) -> float:
         ) from None
 
 
-def _summary(higher_is_better: bool, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     scores, weights = np.array([row["score"] for row in rows]), np.array([row["weight"] for row in rows])
     metric = rows[0]["metric"]
     if is_perplexity(metric):
-        value, higher_is_better = math.exp(min(-scores.sum() / max(weights.sum(), 1), 700)), False
+        value = math.exp(min(-scores.sum() / max(weights.sum(), 1), 700))
     else:
         value = float(scores.mean())
     return {
         "metric": metric,
-        "higher_is_better": higher_is_better,
+        "higher_is_better": rows[0]["higher_is_better"],
         "value": value,
         "examples": len(rows),
         "n_choices": max((row["n_choices"] for row in rows), default=0),

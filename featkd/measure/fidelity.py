@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featkd.errors import InputError
-from featkd.measure.statistics import _aligned, interval
+from featkd.measure.statistics import _aligned, mean
 from featkd.result import Agreement
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def agreement(candidate_rows: "DataFrame", teacher_rows: "DataFrame") -> Agreeme
     right, teacher_right = candidate["score"].to_numpy() > 0.5, teacher["score"].to_numpy() > 0.5
     return Agreement(
         examples=len(candidate),
-        agreement=interval(lambda same, axis: same.mean(axis=axis), ((mine == theirs).astype(np.float64),)),
+        agreement=mean((mine == theirs).astype(np.float64)),
         correct_to_wrong=float((teacher_right & ~right).mean()),
         wrong_to_correct=float((~teacher_right & right).mean()),
     )

@@ -1,12 +1,12 @@
 """lm-eval's model interface over featkd.deploy.session.OnnxModel.
 
-Tokenises as lm-eval's HFLM and agrees with it on the same weights. Faster where requests repeat themselves: the
-answers of a multiple-choice question share its text, which goes through the model once; and the output head and
-the softmax see continuation positions only.
+Tokenises as lm-eval's HFLM and agrees with it on the same weights, but for the begin token of whole texts
+(loglikelihood_rolling). Faster where requests repeat themselves: the answers of a multiple-choice question share its
+text, which goes through the model once; and the output head and the softmax see continuation positions only.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from featkd.errors import InputError
 
 DEFAULT_MAX_LENGTH = 2048  # as HFLM
 MAX_NEW_TOKENS = 256  # as HFLM
+LOGITS_BYTES = 512 * 2**20  # most that the logits of one forward pass may take; one row is always taken
 Scored = tuple[float, bool]
 Request = tuple[Any, list[int], list[int]]
 
@@ -36,7 +37,7 @@ class OnnxLM(TemplateLM):
     Args:
         model: an open OnnxModel.
         tokenizer: its tokenizer (transformers), with an end or begin token.
-        batch_size: sequences per forward pass.
+        batch_size: sequences per forward pass; fewer where their logits would take more than LOGITS_BYTES.
     Raises InputError when the tokenizer has neither token.
     """
 
@@ -71,13 +72,18 @@ class OnnxLM(TemplateLM):
         return self.tokenizer.encode(string, **special)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood of whole texts in nats, in disjoint windows of the model's length: [requests]."""
+        """Log-likelihood of whole texts in nats, in disjoint windows of the model's length: [requests].
+
+        A begin token that the tokenizer puts before the text is only the context of the first token. HFLM counts
+        it as text, P(begin | begin), which no model learns: one such token can outweigh all the others.
+        """
         windows, owners = [], []
         for owner, request in enumerate(requests):
             (text,) = request.args
-            rolling = utils.get_rolling_token_windows(
-                self.tok_encode(text), prefix_token=self.prefix_token_id, max_seq_len=self.max_length, context_len=1
-            )
+            prefix, tokens = self.prefix_token_id, self.tok_encode(text)
+            if tokens[:1] == [prefix]:
+                tokens = tokens[1:]
+            rolling = utils.get_rolling_token_windows(tokens, prefix, self.max_length, context_len=1)
             for context, continuation in map(utils.make_disjoint_window, rolling):
                 windows.append((None, context, continuation))
                 owners.append(owner)
@@ -108,7 +114,8 @@ class OnnxLM(TemplateLM):
         for index in single:
             _, context, continuation = requests[index]
             inputs[index] = (context + continuation)[-(self.max_length + 1) :][:-1]
-        for batch in _batches(sorted(single, key=lambda index: -len(inputs[index])), self.batch_size):
+        longest_first = sorted(single, key=lambda index: -len(inputs[index]))
+        for batch in self._batches(longest_first, kept=lambda index: len(requests[index][2])):
             keep = max(len(requests[index][2]) for index in batch)
             ids, mask = _left_pad([inputs[index] for index in batch])
             logits = self.model.logits(ids, mask, keep=min(keep, ids.shape[1]))
@@ -120,7 +127,7 @@ class OnnxLM(TemplateLM):
     def _score_shared(self, requests: list[Request], groups: list[list[int]], results: list[Scored]) -> None:
         """Each context once; then the continuations from its cache, all but their last token."""
         groups = sorted(groups, key=lambda members: -len(requests[members[0]][1]))
-        for batch in _batches(groups, self.batch_size):
+        for batch in self._batches(groups, kept=lambda members: 1):
             ids, mask = _left_pad([requests[members[0]][1] for members in batch])
             first, past = self.model.extend(ids, mask, keep=1)
             self.tokens_run += ids.size
@@ -131,7 +138,8 @@ class OnnxLM(TemplateLM):
                     results[index] = _score(first[row], continuation[:1])
                     if len(continuation) > 1:
                         todo.append((row, index))
-            for part in _batches(sorted(todo, key=lambda item: -len(requests[item[1]][2])), self.batch_size):
+            longest_first = sorted(todo, key=lambda item: -len(requests[item[1]][2]))
+            for part in self._batches(longest_first, kept=lambda item: len(requests[item[1]][2]) - 1):
                 rows = [row for row, _ in part]
                 rest_ids, rest_mask = _right_pad([requests[index][2][:-1] for _, index in part])
                 whole_mask = np.concatenate([mask[rows], rest_mask], axis=1)
@@ -142,8 +150,24 @@ class OnnxLM(TemplateLM):
                     more, greedy = _score(scores[: len(continuation)], continuation)
                     results[index] = (results[index][0] + more, results[index][1] and greedy)
 
+    def _batches(self, items: list[Any], kept: Callable[[Any], int]) -> Iterator[list[Any]]:
+        """At most `batch_size` items, their logits within LOGITS_BYTES. kept: positions of an item that get logits."""
+        room = LOGITS_BYTES // (4 * self.model.vocab_size)
+        batch, widest = [], 0
+        for item in items:
+            widest = max(widest, kept(item))
+            if batch and (len(batch) == self.batch_size or (len(batch) + 1) * widest > room):
+                yield batch
+                batch, widest = [], kept(item)
+            batch.append(item)
+        if batch:
+            yield batch
+
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Greedy continuations up to a stop string, one request at a time. Raises InputError for sampling."""
+        """Greedy continuations up to a stop string or an end token, one request at a time.
+
+        End tokens are the tokenizer's and those of the model's generation_config. Raises InputError for sampling.
+        """
         return [self._generate(*request.args) for request in requests]
 
     def _generate(self, context: str, gen_kwargs: dict[str, Any]) -> str:
@@ -153,13 +177,12 @@ class OnnxLM(TemplateLM):
         stops = handle_stop_sequences(kwargs["until"], eos=self.tokenizer.decode(self.eot_token_id))
         new_tokens = min(kwargs["max_gen_toks"], max(1, self.max_length // 2))
         prompt = self.tok_encode(context)[-(self.max_length - new_tokens) :]
+        ends = self.model.end_tokens | {self.eot_token_id}
         tokens: list[int] = []
         for token in self.model.stream(prompt, new_tokens):
-            if token == self.eot_token_id:
-                break
             tokens.append(token)
             text = self.tokenizer.decode(tokens[-32:])
-            if any(stop and stop in text for stop in stops):
+            if token in ends or any(stop and stop in text for stop in stops):
                 break
         self.tokens_run += len(prompt) + len(tokens)
         text = self.tokenizer.decode(tokens, skip_special_tokens=True)
@@ -172,10 +195,6 @@ def _score(logits: np.ndarray, continuation: list[int]) -> Scored:
     log_total = np.log(np.exp(logits - top).sum(axis=-1, dtype=np.float64)) + top[:, 0]
     chosen = logits[np.arange(len(continuation)), continuation]
     return float((chosen - log_total).sum()), bool((logits.argmax(axis=-1) == continuation).all())
-
-
-def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def _left_pad(texts: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:

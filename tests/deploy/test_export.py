@@ -14,7 +14,7 @@ from featkd.deploy.session import OnnxModel
 from featkd.errors import InputError, RunError
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "gemma2"])
 def test_true_export_passes_every_check(exported, kind):
     done = exported(kind)
     assert done.parity.passed and done.parity.max_abs_difference < 1e-5
@@ -70,6 +70,19 @@ def test_tampered_weights_fail(exported, tmp_path):
     assert not found.passed and found.max_abs_difference > 1e-3
 
 
+def test_a_figure_that_is_not_a_number_fails_in_any_text(exported, monkeypatch):
+    done, logits = exported("llama"), OnnxModel.logits
+
+    def broken(self, *args, **kwargs):
+        found = logits(self, *args, **kwargs)
+        found[1:2] = np.nan  # the second text of the padded batch
+        return found
+
+    monkeypatch.setattr(OnnxModel, "logits", broken)
+    found = parity.check(export_module._load(done.hf), done.onnx, done.probe, 1e-4, 2)
+    assert not found.passed and found.checks["unpadded"] < 1e-4 < found.checks["left_padded"]
+
+
 def test_kept_logits_are_the_last_ones(exported):
     model = OnnxModel(exported("llama").onnx, 2)
     ids = np.array([exported("llama").probe[0]])
@@ -108,6 +121,10 @@ def test_clear_errors(exported, tmp_path):
         OnnxModel(tmp_path, 1)
     with pytest.raises(InputError, match=r"config\.json"):
         export(tmp_path, tmp_path / "out", done.probe, 1e-4, 1)
+    (tmp_path / "config.json").write_text((done.hf / "config.json").read_text())
+    with pytest.raises(RunError, match="does not load: OSError") as caught:
+        export(tmp_path, tmp_path / "out", done.probe, 1e-4, 1)
+    assert "\n" not in str(caught.value)
     shutil.copytree(done.onnx, tmp_path / "broken")
     (tmp_path / "broken" / "model.onnx").write_bytes(b"not a graph")
     with pytest.raises(RunError, match="does not load") as caught:

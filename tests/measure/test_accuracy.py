@@ -7,9 +7,9 @@ import pandas
 import pytest
 import tiny_models
 
-from featkd.deploy.session import OnnxModel
 from featkd.errors import InputError
 from featkd.measure import accuracy
+from featkd.measure.statistics import score
 
 NAMES = ["tiny_choices", "tiny_labels", "tiny_rolling"]
 
@@ -65,8 +65,26 @@ def test_the_summary_can_be_recomputed_from_the_evidence(measured):
     assert summary["tiny_rolling"] | {"value": 0} == {
         "metric": "word_perplexity", "higher_is_better": False, "value": 0, "examples": 24, "n_choices": 0}  # fmt: skip
     assert summary["tiny_labels"]["n_choices"] == 4 and summary["tiny_labels"]["metric"] == "acc"
-    assert list(rows.columns) == ["task", "doc_id", "metric", "weight", "bytes", "choice", "gold", "n_choices",
-                                  "choice_logprobs", "score"]  # fmt: skip
+    assert list(rows.columns) == ["task", "doc_id", "metric", "higher_is_better", "weight", "bytes", "choice", "gold",
+                                  "n_choices", "choice_logprobs", "score"]  # fmt: skip
+    assert rows.groupby("task").higher_is_better.unique().map(list).to_dict() == {
+        "tiny_choices": [True], "tiny_labels": [True], "tiny_rolling": [False]}  # fmt: skip
+
+
+def test_one_filter_counts_and_a_metric_may_be_better_lower(exported, tmp_path):
+    (tmp_path / "read.jsonl").write_text("\n".join(json.dumps({"q": tiny_models.text(n, 5)}) for n in range(6)))
+    (tmp_path / "read.yaml").write_text(json.dumps({
+        "task": "read", "dataset_path": "json", "test_split": "test", "output_type": "generate_until",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "read.jsonl")}},
+        "doc_to_text": "q", "doc_to_target": "q", "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4},
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": False}],
+        "filter_list": [{"name": name, "filter": [{"function": "take_first"}]} for name in ("strict", "lenient")],
+    }))  # fmt: skip
+    summary = accuracy.evaluate(exported("llama").onnx, ["read"], [tmp_path], None, 8, 2, "cpu", tmp_path / "out")
+    rows = pandas.read_parquet(tmp_path / "out" / "samples.parquet")
+    assert summary["read"]["examples"] == len(rows) == rows.doc_id.nunique() == 6
+    assert summary["read"]["filter"] == "strict" and not summary["read"]["higher_is_better"]
+    assert not score(rows, rows, None).higher_is_better
 
 
 def test_perplexity_of_responses_given_their_prompts_is_per_token(exported, tmp_path):
@@ -99,51 +117,8 @@ def test_perplexity_of_responses_given_their_prompts_is_per_token(exported, tmp_
     ("metric", "told"), [("byte_perplexity", "byte_perplexity"), ("bits_per_byte", "byte_perplexity")]
 )
 def test_a_rolling_task_may_ask_for_bytes(metric, told):
-    row = accuracy._row("t", metric, {}, {"doc_id": 3, "doc": {}, metric: (-12.0, 6)})
+    row = accuracy._row("t", metric, True, {}, {"doc_id": 3, "doc": {}, metric: (-12.0, 6)})
     assert (row["metric"], row["score"], row["weight"], row["bytes"]) == (told, -12.0, 6.0, 6)
-
-
-def test_long_texts_and_is_greedy_agree_with_hflm(exported):
-    """Texts beyond the model's length, empty contexts, shared contexts, contexts that end in a space."""
-    with accuracy._quiet():
-        from lm_eval.api.instance import Instance
-        from lm_eval.models.huggingface import HFLM
-        from transformers import AutoTokenizer
-
-        from featkd.measure.onnx_lm import OnnxLM
-
-        done = exported("gpt2")
-        theirs = HFLM(pretrained=str(done.hf), device="cpu", dtype="float32", batch_size=4)
-        mine = OnnxLM(OnnxModel(done.onnx, 2), AutoTokenizer.from_pretrained(done.hf), batch_size=4)
-        greedy = mine.tokenizer.decode(mine.model.generate(mine.tok_encode("the model"), 1)[0])
-        pairs = [("", "the model"), ("the model ", "returns"), ("the model", " returns"), ("the model", greedy),
-                 ("the model", " of an array"), (tiny_models.text(3, 150), " of an array"),
-                 (tiny_models.text(3, 150), " the shape of the index"), ("the", " " + tiny_models.text(4, 20)),
-                 ("<|end|>the list", " of"), ("the model", " returns")]  # fmt: skip
-        requests = [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)]
-        rolling = [Instance("loglikelihood_rolling", {}, (tiny_models.text(n, 40 * n),), n) for n in (1, 2, 5)]
-        until = [Instance("generate_until", {}, ("the model", {"until": [" the"], "max_gen_toks": 12}), 0)]
-        expected, found = theirs.loglikelihood(requests), mine.loglikelihood(requests)
-        for (a, greedy_a), (b, greedy_b) in zip(expected, found, strict=True):
-            assert b == pytest.approx(a, abs=1e-3) and greedy_a == greedy_b
-        assert mine.loglikelihood_rolling(rolling) == pytest.approx(theirs.loglikelihood_rolling(rolling), abs=1e-3)
-        assert mine.generate_until(until) == theirs.generate_until(until)
-    assert any(greedy for _, greedy in found)
-
-
-def test_a_shared_context_goes_through_the_model_once(exported, folder):
-    with accuracy._quiet():
-        from lm_eval.api.instance import Instance
-        from transformers import AutoTokenizer
-
-        from featkd.measure.onnx_lm import OnnxLM
-
-        done = exported("llama")
-        model = OnnxLM(OnnxModel(done.onnx, 2), AutoTokenizer.from_pretrained(done.hf), batch_size=8)
-        context = tiny_models.text(0, 30)
-        answers = [" array", " model", " in", " dtype", " list"]
-        model.loglikelihood([Instance("loglikelihood", {}, (context, answer), 0) for answer in answers])
-    assert model.tokens_run < 1.5 * len(model.tok_encode(context)) + 20
 
 
 def test_unknown_and_offline_tasks_are_one_line(folder, exported, tmp_path):
@@ -164,6 +139,6 @@ def test_the_first_metric_stands_for_a_task_with_mutual_information():
               "filtered_resps": [(-1.0, 0), (-2.0, 0), (-1.0, 0), (-5.0, 0)],
               "arguments": [("q", " a"), ("q", " b"), ("", " a"), ("", " b")]}  # fmt: skip
     metric = accuracy._primary(config, [sample])
-    row = accuracy._row("t", metric, config, sample)
+    row = accuracy._row("t", metric, True, config, sample)
     assert (metric, row["choice"], row["n_choices"], row["score"]) == ("acc_mutual_info", 1, 2, 1.0)
     assert np.allclose(row["choice_logprobs"], [0.0, 3.0])

@@ -44,7 +44,8 @@ def test_summary(raw):
     done, _ = raw
     times, memory = latency.summarise(done["student"], done["teacher"])
     assert times.generations == 6 and len(times.raw_ttft_ms) == 6
-    assert times.ttft_ms.value == pytest.approx(np.median(times.raw_ttft_ms))
+    by_round = [np.median(one["ttft_ms"]) for one in done["student"]["rounds"]]
+    assert times.ttft_ms.value == pytest.approx(np.sqrt(np.prod(by_round)))
     for interval in (times.ttft_ms, times.decode_speedup, times.ttft_speedup, memory.rss_ratio):
         assert interval.low <= interval.value <= interval.high
     itself, same = latency.summarise(done["teacher"], done["teacher"])
@@ -54,18 +55,39 @@ def test_summary(raw):
 
 def test_the_ratio_is_right_and_drift_that_hits_both_cancels():
     rng = np.random.default_rng(0)
-    drift = [1.0, 1.6, 2.5, 1.3]
-
-    def made(ms):
-        rounds = [{"ttft_ms": list(ms * slow * rng.normal(1, 0.02, 20)), "decode_tokens_per_s": [1.0] * 20,
-                   "peak_rss_bytes": 2, "import_rss_bytes": 1} for slow in drift]  # fmt: skip
-        return {"provider": "x", "prompt_tokens": 8, "file_bytes": 1, "rounds": rounds}
-
-    student, teacher = made(2.0), made(6.0)
+    student, teacher = (made(ms, [1.0, 1.6, 2.5, 1.3], rng) for ms in (2.0, 6.0))
     times, _ = latency.summarise(student, teacher)
     assert times.ttft_speedup.low < 3.0 < times.ttft_speedup.high
     relative = lambda interval: (interval.high - interval.low) / interval.value  # noqa: E731
     assert relative(times.ttft_speedup) < 0.5 * relative(times.ttft_ms)
+
+
+def test_intervals_cover_what_they_say():
+    """Drift of 3 % between rounds and noise of 2 % within, 5 rounds. A two-level bootstrap covers 0.90."""
+    rng, covered = np.random.default_rng(0), []
+    for _ in range(1500):
+        student, teacher = (made(ms, np.exp(rng.normal(0, 0.03, 5)), rng) for ms in (2.0, 6.0))
+        speedup = latency.summarise(student, teacher)[0].ttft_speedup
+        covered.append(speedup.low < 3.0 < speedup.high)
+    assert 0.93 < np.mean(covered) < 0.97
+
+
+def test_without_spread_between_rounds_there_are_no_bounds():
+    rng = np.random.default_rng(0)
+    student, teacher = made(2.0, [1.0], rng), made(6.0, [1.0], rng)
+    speedup = latency.summarise(student, teacher)[0].ttft_speedup
+    assert speedup.value == pytest.approx(3.0, rel=0.05) and speedup.low is None and speedup.high is None
+    times, memory = latency.summarise(made(2.0, [1.0, 1.1, 1.2], rng), made(6.0, [1.0, 1.1, 1.2], rng))
+    assert times.ttft_ms.low < 2.2 < times.ttft_ms.high
+    for same in (times.decode_tokens_per_s, times.decode_speedup, memory.peak_rss_bytes, memory.rss_ratio):
+        assert same.low is None and same.high is None
+
+
+def made(ms, drift, rng):
+    """Raw values of a model that takes `ms` to its first token, each round slowed by its drift."""
+    rounds = [{"ttft_ms": list(ms * slow * rng.normal(1, 0.02, 20)), "decode_tokens_per_s": [10 / ms] * 20,
+               "peak_rss_bytes": 1e6 * ms, "import_rss_bytes": 1e6} for slow in drift]  # fmt: skip
+    return {"provider": "x", "prompt_tokens": 8, "file_bytes": 1, "rounds": rounds}
 
 
 def test_bad_input_is_told_in_one_line(exported, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 
 from featkd.errors import InputError, RunError
 from featkd.measure.fidelity import agreement
-from featkd.measure.statistics import compare, score
+from featkd.measure.statistics import compare, is_accuracy, score
 
 
 def rows(scores, task="t", metric="acc", weights=None, choice=None):
@@ -83,7 +83,9 @@ def test_compare_accuracies(answers):
     student, teacher = answers
     kind, interval = compare(rows(student), rows(teacher))
     assert kind == "difference" and interval == score(rows(student), rows(teacher), None).difference
-    assert compare(rows(teacher), rows(teacher))[1].model_dump() == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert compare(rows(teacher), rows(teacher))[1].model_dump() == {"value": 0.0, "low": None, "high": None}
+    same = rows(teacher)
+    assert compare(same, same)[1].model_dump() == {"value": 0.0, "low": 0.0, "high": 0.0}
 
 
 def test_nothing_is_retained_of_a_teacher_at_chance(answers):
@@ -92,6 +94,44 @@ def test_nothing_is_retained_of_a_teacher_at_chance(answers):
     assert score(rows(student), rows(teacher), None).retained is None
     barely = score(rows(student), rows(teacher), teacher.mean() - 0.01).retained
     assert barely.low is None and barely.high is None
+
+
+def test_a_share_keeps_its_uncertainty_at_its_ends():
+    n, z = 50, 1.959964
+    ends = {1.0: (n / (n + z**2), 1.0), 0.0: (0.0, z**2 / (n + z**2))}  # Wilson's bounds there
+    for share, bounds in ends.items():
+        mine, theirs = rows([share] * n), rows([share] * n)
+        found, same = score(mine, theirs, 0.25), agreement(mine, theirs).agreement
+        assert (found.estimate.low, found.estimate.high) == pytest.approx(bounds, abs=1e-6)
+        assert (same.value, same.low, same.high) == pytest.approx((1.0, *ends[1.0]), abs=1e-6)
+        assert found.difference.model_dump() == {"value": 0.0, "low": None, "high": None}
+        assert found.retained is None if share == 0 else found.retained.low is None
+
+
+def test_a_model_beside_itself_is_exact(answers, texts):
+    itself = rows(answers[1])
+    found = score(itself, itself, 0.25)
+    assert found.difference.model_dump() == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert found.retained.model_dump() == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert found.estimate.low < found.estimate.value < found.estimate.high
+    itself = rows(texts[1], metric="word_perplexity", weights=texts[2])
+    assert score(itself, itself, 400.0).ratio.model_dump() == {"value": 1.0, "low": 1.0, "high": 1.0}
+
+
+def test_the_rows_say_which_way_is_better():
+    mine, theirs = rows([0.1, 0.3, 0.2], metric="brier_score"), rows([0.1, 0.2, 0.3], metric="brier_score")
+    assert score(mine, theirs, 0.5).higher_is_better and score(mine, theirs, 0.5).retained is None
+    mine["higher_is_better"] = False
+    found = score(mine, theirs, 0.5)
+    assert not found.higher_is_better and found.retained.value == pytest.approx(1.0)
+    assert is_accuracy("acc_norm") and not is_accuracy("brier_score") and not is_accuracy("perplexity")
+
+
+def test_an_example_scored_twice_is_refused():
+    mine = rows([1, 0, 1])
+    mine["doc_id"] = [0, 1, 1]
+    with pytest.raises(RunError, match="more than once"):
+        score(mine, mine, None)
 
 
 def test_different_examples_are_refused(answers):
