@@ -8,14 +8,14 @@ from featkd.errors import InputError
 def layer_pairs(wanted: list[tuple[int, int]] | str, student_layers: int, teacher_layers: int) -> list[tuple[int, int]]:
     """(student, teacher) hidden-state indices: 0 is the embedding, n the output of block n.
 
-    uniform: the embedding, one third and two thirds of either depth; never the last block, which hurts
-    (arXiv 2407.14679, table 17). Raises InputError for an index out of range.
+    uniform: the embedding, and the student's blocks next to one and two thirds of its depth, each with the teacher's
+    block at the same relative depth; never a last block, which hurts (arXiv 2407.14679, table 17).
+    Raises InputError for an index out of range.
     """
     if wanted == "uniform":
-        middle = {
-            max(1, round(student_layers * share)): max(1, round(teacher_layers * share)) for share in (1 / 3, 2 / 3)
-        }
-        return [(0, 0), *((s, t) for s, t in middle.items() if s < student_layers and t < teacher_layers)]
+        middle = sorted({round(student_layers * share) for share in (1 / 3, 2 / 3)})
+        pairs = [(s, round(s / student_layers * teacher_layers)) for s in middle]
+        return [(0, 0), *((s, t) for s, t in pairs if 0 < s < student_layers and 0 < t < teacher_layers)]
     for s, t in wanted:
         if not (0 <= s <= student_layers and 0 <= t <= teacher_layers):
             raise InputError(

@@ -13,7 +13,6 @@ import numpy as np
 from featkd import spec
 from featkd.child import serve
 from featkd.distill import engine
-from featkd.errors import InputError
 from featkd.models import student as students
 from featkd.models import teacher as teachers
 from featkd.store import file_sha256
@@ -29,19 +28,6 @@ def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(job["tokenizer"])
     train_blocks, valid_blocks = (np.load(Path(job["tokens"]) / f"{part}.npy") for part in ("train", "valid"))
     teacher, learners = _from_nothing(job, tokenizer) if job["mode"] == "teacher" else _students(job)
-    block = train_blocks.shape[2]
-    for learner in learners:
-        if block > teachers.positions(learner.model.config):
-            raise InputError(
-                f"block_size: {block} is longer than the model's {teachers.positions(learner.model.config)} positions"
-            )
-    if teacher is not None:
-        longest = int(max(train_blocks[0].max(), valid_blocks[0].max()))
-        if longest >= teacher.config.vocab_size:
-            raise InputError(
-                f"teacher.model: its tokenizer gives id {longest}, "
-                f"its vocabulary ends at {teacher.config.vocab_size - 1}"
-            )
     summary = engine.train(
         learners,
         teacher,

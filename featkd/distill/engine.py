@@ -96,17 +96,17 @@ def train(
     _prepare(learners, teacher, training, distillation, run)
     taught_by = Forward(teacher) if teacher is not None else None
     marks = {round(point * steps / CURVE_POINTS) for point in range(1, CURVE_POINTS + 1)} | {steps}
-    teacher_seconds, started = 0.0, time.monotonic()
+    teacher_seconds, started = 0.0, _clock(run)
     for step, batch in enumerate(_batches(train_blocks, training.batch_size, steps)):
         ids, labels = (torch.from_numpy(part.astype(np.int64)).to(run.device) for part in batch)
-        clock = time.monotonic()
+        clock = _clock(run)
         signal = _teacher_signal(taught_by, learners, ids, labels, distillation.temperature, run)
-        teacher_seconds += time.monotonic() - clock
+        teacher_seconds += _clock(run) - clock
         losses = []
         for learner in learners:
-            clock = time.monotonic()
+            clock = _clock(run)
             loss = _step(learner, signal, ids, labels, training, distillation, step, steps, run)
-            learner.seconds += time.monotonic() - clock
+            learner.seconds += _clock(run) - clock
             losses.append(loss)
             if not math.isfinite(loss):
                 raise RunError(
@@ -116,13 +116,21 @@ def train(
         done = (step + 1) * training.batch_size * block
         if step + 1 in marks:
             for learner in learners:
-                learner.curve.append({"tokens": done, "validation_loss": evaluate(learner.forward, valid_blocks, run)})
-        on_step(step=step + 1, steps=steps, loss=losses[0], tokens_per_s=done / (time.monotonic() - started))
+                loss = evaluate(learner.forward, valid_blocks, run, training.batch_size)
+                learner.curve.append({"tokens": done, "validation_loss": loss})
+        on_step(step=step + 1, steps=steps, loss=losses[0], tokens_per_s=done / (_clock(run) - started))
     return {"teacher_seconds": teacher_seconds, "steps": steps, "tokens": steps * training.batch_size * block}
 
 
+def _clock(run: Runtime) -> float:
+    """Seconds, once the accelerator has done what was asked of it: so each model pays for its own work."""
+    if run.device == "cuda":
+        torch.cuda.synchronize()
+    return time.monotonic()
+
+
 @torch.no_grad()
-def evaluate(forward: Forward, blocks: np.ndarray, run: Runtime, batch_size: int = 16) -> float:
+def evaluate(forward: Forward, blocks: np.ndarray, run: Runtime, batch_size: int) -> float:
     """Mean cross-entropy over the learned tokens of the blocks, nats per token."""
     forward.model.eval()
     total, count = 0.0, 0
@@ -131,6 +139,8 @@ def evaluate(forward: Forward, blocks: np.ndarray, run: Runtime, batch_size: int
             torch.from_numpy(part[start : start + batch_size].astype(np.int64)).to(run.device) for part in blocks
         )
         keep, targets = _targets(labels)
+        if not len(targets):
+            continue
         with run.autocast():
             logits = forward(ids, keep).logits
         total += float(cross_entropy(logits, targets)) * len(targets)

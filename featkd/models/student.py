@@ -9,32 +9,58 @@ import torch
 from featkd import spec
 from featkd.errors import InputError
 
+NOT_PER_LAYER = ("architectures", "eos_token_id")  # lists whose length may be the number of layers by chance
+
 
 def student_config(size: spec.Student, teacher_config: Any) -> Any:
     """The teacher's configuration with the size's shape. Raises InputError where the shape does not fit."""
     config = copy.deepcopy(teacher_config)
     config.num_hidden_layers = size.layers
-    kinds = getattr(config, "layer_types", None)
-    if kinds:  # a copied block stays what it is; a new one follows the teacher's pattern from its start
-        copied = size.init == "copy" and size.layers <= len(kinds)
-        chosen = _source_layers(size.layers, len(kinds)) if copied else range(size.layers)
-        config.layer_types = [kinds[layer % len(kinds)] for layer in chosen]
+    origins = _origins(size, teacher_config.num_hidden_layers)
+    for name, values in _per_layer(teacher_config).items():
+        setattr(config, name, [values[layer] for layer in origins])
     if size.hidden_size:
         config.hidden_size = size.hidden_size
     if size.intermediate_size:
         setattr(config, "n_inner" if hasattr(config, "n_inner") else "intermediate_size", size.intermediate_size)
     if size.heads:
-        group = max(1, teacher_config.num_attention_heads // _kv_heads(teacher_config))
         config.num_attention_heads = size.heads
-        if hasattr(config, "num_key_value_heads"):
-            config.num_key_value_heads = max(1, size.heads // group)
-    if config.hidden_size % config.num_attention_heads:
-        raise InputError(
-            f"students.{size.name}: {config.num_attention_heads} heads do not divide hidden_size {config.hidden_size}"
-        )
-    if getattr(config, "head_dim", None) and (size.hidden_size or size.heads):
-        config.head_dim = config.hidden_size // config.num_attention_heads
+        if getattr(config, "num_key_value_heads", None):
+            most = round(size.heads * config.num_key_value_heads / teacher_config.num_attention_heads)
+            config.num_key_value_heads = max(n for n in range(1, max(1, most) + 1) if size.heads % n == 0)
+    if size.hidden_size or size.heads:
+        if config.hidden_size % (2 * config.num_attention_heads):
+            raise InputError(
+                f"students.{size.name}: {config.num_attention_heads} heads do not divide hidden_size "
+                f"{config.hidden_size} into even parts"
+            )
+        if getattr(config, "head_dim", None):
+            config.head_dim = config.hidden_size // config.num_attention_heads
     return config
+
+
+def _per_layer(config: Any) -> dict[str, list]:
+    """What the configuration says of each block: its kind of attention, its positions."""
+    return {
+        name: value
+        for name, value in vars(config).items()
+        if isinstance(value, list) and len(value) == config.num_hidden_layers and name not in NOT_PER_LAYER
+    }
+
+
+def _origins(size: spec.Student, teacher_layers: int) -> list[int]:
+    """The teacher's block that each block takes after: its copy, or its kind in the teacher's order from the start.
+
+    Copies are evenly spaced, first and last among them. Raises InputError when there are more of them than blocks.
+    """
+    if size.init == "random":
+        return [layer % teacher_layers for layer in range(size.layers)]
+    if size.layers > teacher_layers:
+        raise InputError(
+            f"students.{size.name}: {size.layers} layers cannot be copied from a teacher with {teacher_layers}; "
+            "lower layers or write init: random"
+        )
+    return [round(layer * (teacher_layers - 1) / max(1, size.layers - 1)) for layer in range(size.layers)]
 
 
 def build(size: spec.Student, teacher: Any, seed: int) -> tuple[Any, float]:
@@ -47,29 +73,15 @@ def build(size: spec.Student, teacher: Any, seed: int) -> tuple[Any, float]:
         student = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     if size.init == "random":
         return student, 0.0
-    return student, _copy_layers(student, teacher)
+    _copy_layers(student, teacher, _origins(size, teacher.config.num_hidden_layers))
+    return student, 1.0
 
 
-def _copy_layers(student: Any, teacher: Any) -> float:
-    """Copy evenly spaced teacher blocks, first and last among them, and all that stands outside the blocks."""
-    s_layers, t_layers = student.config.num_hidden_layers, teacher.config.num_hidden_layers
-    if s_layers > t_layers:
-        raise InputError(f"students: {s_layers} layers cannot be copied from a teacher with {t_layers}")
-    source = _source_layers(s_layers, t_layers)
+def _copy_layers(student: Any, teacher: Any, origins: list[int]) -> None:
+    """Copy the teacher's blocks `origins` and all that stands outside the blocks."""
     weights = teacher.state_dict()
 
     def origin(name: str) -> str:
-        return re.sub(r"\.(\d+)\.", lambda match: f".{source[int(match[1])]}.", name, count=1)
+        return re.sub(r"\.(\d+)\.", lambda match: f".{origins[int(match[1])]}.", name, count=1)
 
-    copied = {name: weights[origin(name)] for name in student.state_dict()}
-    student.load_state_dict(copied)
-    return 1.0
-
-
-def _source_layers(student_layers: int, teacher_layers: int) -> list[int]:
-    """Evenly spaced teacher blocks, first and last among them."""
-    return [round(index * (teacher_layers - 1) / max(1, student_layers - 1)) for index in range(student_layers)]
-
-
-def _kv_heads(config: Any) -> int:
-    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    student.load_state_dict({name: weights[origin(name)] for name in student.state_dict()})

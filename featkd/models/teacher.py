@@ -72,8 +72,11 @@ def positions(config: Any) -> int:
     return int(getattr(config, "max_position_embeddings", None) or 2048)
 
 
-def longest_sequence(folder: str | Path) -> int:
-    """`positions` of the model in a folder, read from its config.json alone."""
+def configuration(folder: str | Path) -> Any:
+    """What a model's config.json says, without its weights. Raises InputError with the reason."""
     from transformers import AutoConfig
 
-    return positions(AutoConfig.from_pretrained(str(folder), trust_remote_code=False))
+    try:
+        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    except Exception as error:  # no JSON, an unknown architecture, remote code: the folder cannot be used
+        raise InputError(f"teacher.model: {folder} cannot be used: {' '.join(str(error).split())[:200]}") from None

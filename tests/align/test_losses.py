@@ -116,13 +116,18 @@ def test_degenerate_states_stay_finite():
     assert torch.isfinite(student.grad).all()
 
 
-def test_uniform_pairs_never_touch_the_last_block():
+def test_uniform_pairs_are_at_one_relative_depth_and_never_touch_the_last_block():
     for student in range(1, 13):
-        for teacher in range(student, 33):
+        for teacher in range(1, 33):
             pairs = layer_pairs("uniform", student, teacher)
             assert pairs[0] == (0, 0)
-            assert all(s < student and t < teacher for s, t in pairs[1:])
+            assert all(0 < s < student and 0 < t < teacher for s, t in pairs[1:])
+            assert all(2 * abs(s * teacher - t * student) <= student for s, t in pairs)
+            assert len({s for s, _ in pairs}) == len(pairs)
     assert layer_pairs("uniform", 6, 12) == [(0, 0), (2, 4), (4, 8)]
+    assert layer_pairs("uniform", 4, 12) == [(0, 0), (1, 3), (3, 9)]
+    assert layer_pairs("uniform", 2, 4) == [(0, 0), (1, 2)]
+    assert layer_pairs("uniform", 1, 4) == [(0, 0)]
 
 
 def test_explicit_pairs_are_checked():

@@ -99,12 +99,37 @@ def test_positions_that_are_not_learned_count_for_nothing(folder):
     labels = ids.copy()
     labels[:, :20] = engine.IGNORED
     model = students(folder, ["sft"])[1][0].model
-    full = engine.evaluate(engine.Forward(model), np.stack([ids, labels]), RUN)
+    full = engine.evaluate(engine.Forward(model), np.stack([ids, labels]), RUN, batch_size=16)
     by_hand = torch.nn.functional.cross_entropy(
         model(input_ids=torch.from_numpy(ids.astype(np.int64))).logits[:, 19:-1].reshape(-1, model.config.vocab_size),
         torch.from_numpy(ids[:, 20:].astype(np.int64)).reshape(-1),
     )
     assert full == pytest.approx(float(by_hand.detach()), rel=1e-5)
+
+
+def test_blocks_without_a_learned_token_are_passed_over(folder):
+    ids = np.load(folder / "valid.npy")[0]
+    labels = ids.copy()
+    labels[2:] = engine.IGNORED
+    forward = engine.Forward(students(folder, ["sft"])[1][0].model)
+    part = engine.evaluate(forward, np.stack([ids[:2], labels[:2]]), RUN, batch_size=2)
+    assert engine.evaluate(forward, np.stack([ids, labels]), RUN, batch_size=2) == pytest.approx(part)
+
+
+def test_validation_takes_no_larger_batch_than_training(folder, monkeypatch):
+    taken = []
+    monkeypatch.setattr(engine, "evaluate", lambda forward, blocks, run, batch_size: taken.append(batch_size) or 1.0)
+    train(folder, ["sft"])
+    assert set(taken) == {TRAINING.batch_size}
+
+
+def test_an_accelerator_is_waited_for_before_the_clock_is_read(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(True))
+    engine._clock(RUN)
+    assert not waited
+    engine._clock(engine.Runtime("cuda", bf16=False))
+    assert waited
 
 
 def test_nan_ends_with_one_line_that_names_the_arm_and_the_step(folder):
@@ -210,3 +235,28 @@ def test_copied_blocks_keep_their_kind_of_attention(tmp_path):
     assert copied.layer_types == [kinds[0], kinds[3]]
     random = student.student_config(spec.Student(name="r", layers=6), made.config)
     assert random.layer_types == (kinds + kinds)[:6]
+
+
+@pytest.mark.parametrize(
+    ("heads", "teacher_heads", "teacher_kv", "kv"),
+    [(10, 9, 3, 2), (6, 9, 3, 2), (4, 32, 8, 1), (2, 32, 1, 1), (8, 8, 8, 8), (12, 32, 8, 3)],
+)
+def test_key_value_heads_keep_the_teacher_s_share_and_divide_the_heads(heads, teacher_heads, teacher_kv, kv):
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(
+        hidden_size=8 * teacher_heads, num_attention_heads=teacher_heads, num_key_value_heads=teacher_kv
+    )
+    size = spec.Student(name="s", layers=1, hidden_size=8 * heads, heads=heads)
+    assert student.student_config(size, config).num_key_value_heads == kv
+
+
+def test_every_list_of_one_value_per_layer_follows_its_blocks():
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model("smollm3", num_hidden_layers=8, eos_token_id=list(range(8)))
+    assert config.no_rope_layers == [1, 1, 1, 0, 1, 1, 1, 0]
+    copied = student.student_config(spec.Student(name="c", layers=3, init="copy"), config)
+    assert copied.no_rope_layers == [1, 1, 0] and len(copied.layer_types) == 3
+    assert copied.eos_token_id == config.eos_token_id
+    assert student.student_config(spec.Student(name="r", layers=5), config).no_rope_layers == [1, 1, 1, 0, 1]
