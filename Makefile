@@ -42,6 +42,6 @@ clean:
 	    fi; \
 	done; \
 	if [ -z "$$found" ]; then echo 'featkd needs Python 3.11 to 3.14 on the PATH'; exit 1; fi; \
-	[ -x $(BIN)/python ] || $$found -m venv .venv || exit 1; \
+	[ -x $(BIN)/python ] || $$found -m venv .venv || { rm -rf .venv; exit 1; }; \
 	echo 'installing the pinned dependencies into .venv (one to several minutes)'; \
 	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e '.[dev]' && touch $@

@@ -60,7 +60,10 @@ def _set(tree: dict[str, Any], override: str) -> None:
 
 def _absolute_paths(tree: dict[str, Any], base: Path) -> None:
     def absolute(value: Any) -> Any:
-        return str(base / Path(value).expanduser()) if isinstance(value, str) else value
+        try:
+            return str(base / Path(value).expanduser()) if isinstance(value, str) else value
+        except RuntimeError:
+            raise InputError(f"spec: {value}: there is no such user here; write the whole path") from None
 
     data, teacher, quality = (tree.get(name) for name in ("data", "teacher", "quality"))
     if isinstance(data, dict) and data.get("files") is not None:

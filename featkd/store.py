@@ -7,6 +7,7 @@
 A folder is built beside its final place and renamed into it whole, so a killed run leaves nothing half done.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from featkd.spec import digest
 
@@ -95,6 +96,13 @@ class Store:
         locks = self.root / "locks"
         locks.mkdir(parents=True, exist_ok=True)
         return FileLock(locks / f"{kind}-{key[:20]}.lock")
+
+    def sweep(self) -> None:
+        """Remove what killed builders left. An artefact whose lock is taken is being built, here or in a container."""
+        for leftover in self.root.glob("*/*.partial-*"):
+            lock = self.lock(leftover.parent.name, leftover.name.partition(".")[0])
+            with contextlib.suppress(Timeout), lock.acquire(timeout=0):
+                shutil.rmtree(leftover, ignore_errors=True)
 
     def _build(self, kind: str, key: str, folder: Path, build: Callable[[Path], dict[str, Any]]) -> Artefact:
         self._sweep(folder)

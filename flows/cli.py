@@ -4,6 +4,7 @@ People read stderr, programs read the last line of stdout: one JSON document. Ex
 2 the input is wrong, 3 the gates said no and `--fail-on no-go` was given, 130 interrupted.
 """
 
+import argparse
 import json
 import sys
 import traceback
@@ -111,10 +112,11 @@ def ui(
     """Show the tracked runs in MLflow's own pages, on loopback, until Ctrl-C."""
     from tasks import tracking
 
-    home = _home(root)
+    home = runtime.made(_home(root))
     _say(f"MLflow at http://127.0.0.1:{port} (Ctrl-C ends it)")
     _emit({"url": f"http://127.0.0.1:{port}", "tracking_uri": tracking.tracking_uri(home)})
-    return tracking.serve_ui(home, port)
+    with runtime.signals_raise():
+        return tracking.serve_ui(home, port)
 
 
 @app.command()
@@ -138,14 +140,14 @@ def _guarded(arguments: list[str]) -> int:
     except InputError as error:
         return _end(WRONG_INPUT, str(error))
     except RunError as error:
-        details = f" (details: {_write_log(arguments, error)})" if getattr(error, "__notes__", None) else ""
+        details = _write_log(arguments, error) if getattr(error, "__notes__", None) else ""
         return _end(FAILED, f"{error}{details}")
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except Exception as error:
         if hasattr(error, "format_message"):
             return _end(WRONG_INPUT, f"{error.format_message().rstrip('.')}; see featkd --help")
-        return _end(FAILED, f"{type(error).__name__}: {error} (details: {_write_log(arguments, error)})")
+        return _end(FAILED, f"{type(error).__name__}: {error}{_write_log(arguments, error)}")
     if code == INTERRUPTED:  # typer turns Ctrl-C into its own status
         return _end(code, "interrupted; the same command goes on where this one stopped")
     return code
@@ -156,13 +158,18 @@ def _end(code: int, message: str) -> int:
     return code
 
 
-def _write_log(arguments: list[str], error: Exception) -> Path:
-    """Keep the traceback where the person may read it, in the folder that the command worked in."""
-    root = next((after for flag, after in zip(arguments, arguments[1:], strict=False) if flag == "--root"), ".")
-    path = runtime.log_path(_home(Path(root)), arguments[0] if arguments[:1] and arguments[0].isalpha() else "featkd")
-    with path.open("a", encoding="utf-8") as file:
-        traceback.print_exception(error, file=file)
-    return path
+def _write_log(arguments: list[str], error: Exception) -> str:
+    """Keep the traceback where the person may read it, in the folder that the command worked in; tells where."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--root", type=Path, default=Path("."))
+    root = parser.parse_known_args(arguments)[0].root
+    try:
+        path = runtime.log_path(_home(root), arguments[0] if arguments[:1] and arguments[0].isalpha() else "featkd")
+        with path.open("a", encoding="utf-8") as file:
+            traceback.print_exception(error, file=file)
+    except (InputError, OSError):  # what went wrong is told all the same
+        return ""
+    return f" (details: {path})"
 
 
 def _home(root: Path) -> Path:

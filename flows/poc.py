@@ -8,18 +8,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from prefect import flow
 
 from featkd import environment
-from featkd.data.tasks import PREFIX
-from featkd.data.tokens import load_tokenizer
 from featkd.decide import assemble, roi, verdict
 from featkd.decide.assemble import Evidence
 from featkd.errors import InputError, RunError
 from featkd.models import teacher as teachers
-from featkd.result import DataSummary, Result
+from featkd.result import Adequacy, DataSummary, Result
 from featkd.spec import Spec
 from featkd.store import Artefact
+from flows import preflight
 from tasks import data, deploy, measure, publish, tracking, train
 from tasks.context import Context
 from tasks.data import folder_digest
@@ -38,21 +38,35 @@ class Poc:
         self.kept: dict[str, Artefact] = {}
 
     def prepare(self) -> None:
-        """Data, tokens, tasks and the teacher."""
+        """Data, tokens, tasks and the teacher, which is trained last: tasks that cannot be built are told early."""
         self.corpus = data.corpus(self.context)
         if self.spec.teacher.train:
             tokenizer = data.tokenizer(self.context, self.corpus)
-            self.blocks = data.blocks(self.context, self.corpus, str(tokenizer.path), tokenizer.key)
+            self._tokenise(str(tokenizer.path), tokenizer.key)
             self.teacher = train.trained_teacher(self.context, self.blocks, tokenizer)
         else:
             folder = teachers.locate(self.spec.teacher.model)
             digest = folder_digest(folder)
-            self.blocks = data.blocks(self.context, self.corpus, folder, digest)
+            self._tokenise(folder, digest)
+            self._check_ids(teachers.configuration(folder).vocab_size)
             self.teacher = train.given_teacher(self.context, folder, digest)
-        window = min(self.spec.block_size, teachers.longest_sequence(self.teacher.folder))
-        self.tasks = data.quality_tasks(self.context, self.corpus, self.blocks, str(self.teacher.folder), window)
         self.chance = self.tasks.meta["chance"]
         self.kept |= {"corpus": self.corpus, "tasks": self.tasks}
+
+    def _tokenise(self, tokenizer: str, identity: str) -> None:
+        """Blocks and tasks. `tokenizer`: a folder; `identity`: its digest."""
+        self.blocks = data.blocks(self.context, self.corpus, tokenizer, identity)
+        self.tasks = data.quality_tasks(self.context, self.corpus, self.blocks, tokenizer, self.spec.block_size)
+
+    def _check_ids(self, vocab_size: int) -> None:
+        """The ids that do occur: a tokenizer may be smaller than the vocabulary, or know ids that no text gives."""
+        largest = max(int(np.load(self.blocks.path / f"{part}.npy")[0].max()) for part in ("train", "valid"))
+        largest = max([largest, *(token for text in self.tasks.json("probe.json") for token in text)])
+        if largest >= vocab_size:
+            raise InputError(
+                f"teacher.model: its tokenizer gives id {largest}, its vocabulary ends at {vocab_size - 1}; "
+                "give the tokenizer that the model was trained with"
+            )
 
     def measure_quality(self, name: str, models: dict[int | None, Model]) -> None:
         """Export and evaluate one candidate, every seed of it; the first seed ships."""
@@ -75,8 +89,8 @@ class Poc:
             if len(models) > 1:
                 found.replicates[str(seed)] = samples
 
-    def adequacy(self) -> Any:
-        """The teacher against chance and, once it was measured, against the plain fine-tuned student."""
+    def adequacy(self) -> Adequacy:
+        """The teacher against chance and against each plain fine-tuned student that was measured so far."""
         teacher = self.evidence["teacher"].samples
         if teacher is None:
             parity = self.evidence["teacher"].parity
@@ -84,15 +98,16 @@ class Poc:
                 f"export: the teacher's ONNX logits differ from PyTorch's by {parity.max_abs_difference:.1e}, "
                 f"more than export.parity_tolerance {parity.tolerance:.0e}; nothing can be compared to it"
             )
+        controls = {
+            name: assemble.scores(found.samples, teacher, self.chance)
+            for name, found in self.evidence.items()
+            if found.arm == "sft" and found.samples is not None
+        }
         scores = assemble.scores(teacher, teacher, self.chance)
-        control = next((found for found in self.evidence.values() if found.arm == "sft"), None)
-        of_control = None
-        if control and control.samples is not None:
-            of_control = assemble.scores(control.samples, teacher, self.chance)
-        return verdict.adequacy(scores, of_control, self.spec.teacher.if_inadequate)
+        return verdict.adequacy(scores, controls, self.spec.teacher.if_inadequate)
 
     def students(self) -> None:
-        """Distil, then export and evaluate each student, the control first; stop if the teacher is inadequate."""
+        """Distil, then export and evaluate each student, the controls first; stop if the teacher is inadequate."""
         self.models = train.distil(self.context, self.teacher, self.blocks)
         for name in sorted(self.evidence, key=lambda name: self.evidence[name].arm != "sft"):
             found = self.evidence[name]
@@ -120,7 +135,7 @@ class Poc:
         adequacy = self.adequacy()
         evidence = list(self.evidence.values())
         with self.context.log.timed("roi"):
-            candidates = assemble.candidates(self.spec, evidence, self.chance, adequacy.action == "stopped")
+            candidates = assemble.candidates(self.spec, evidence, self.chance, adequacy)
         with self.context.log.timed("gates") as entry:
             recommendation = verdict.recommend(candidates, adequacy.adequate)
             entry["note"] = ", ".join(
@@ -158,7 +173,7 @@ class Poc:
 
 def run(spec: Spec, root: Path) -> dict[str, Any]:
     """The PoC in the working folder `root`. Wrong input is told before any work is done."""
-    _preflight(spec)
+    preflight.check(spec, Path(root).resolve() / ".featkd")
     return poc(spec, root)
 
 
@@ -166,6 +181,7 @@ def run(spec: Spec, root: Path) -> dict[str, Any]:
 def poc(spec: Spec, root: Path) -> dict[str, Any]:
     """One spec in; a run folder with result and report out. Returns what `featkd run` prints."""
     context = Context(spec, Path(root).resolve())
+    context.sweep()
     work = Poc(context)
     work.prepare()
     work.measure_quality("teacher", {None: work.teacher})
@@ -183,23 +199,6 @@ def poc(spec: Spec, root: Path) -> dict[str, Any]:
     return summary(result, run_dir, tracked)
 
 
-def _preflight(spec: Spec) -> None:
-    if spec.teacher.model:
-        folder = teachers.locate(spec.teacher.model)
-        load_tokenizer(folder)
-        try:
-            spec.check_latency_fits(teachers.longest_sequence(folder))
-        except ValueError as error:
-            raise InputError(str(error)) from None
-    if spec.quality.include and not Path(spec.quality.include).is_dir():
-        raise InputError(f"quality.include: no folder {spec.quality.include}; give the folder with your task YAMLs")
-    foreign = [name for name in spec.quality.tasks if not name.startswith(PREFIX)]
-    if foreign:
-        from featkd.measure.accuracy import check_tasks
-
-        check_tasks(foreign, [Path(spec.quality.include)] if spec.quality.include else [])
-
-
 def _samples(accuracy: Artefact) -> Any:
     import pandas
 
@@ -210,7 +209,7 @@ def summary(result: Result, run_dir: Path, tracked: dict[str, Any]) -> dict[str,
     return {
         "run_id": result.run_id,
         "result": str(run_dir / "result.json"),
-        "report": str(run_dir / "report.html"),
+        "report": str(run_dir / publish.PAGES[result.spec["report"]["languages"][0]]),
         "verdicts": {
             name: found.verdict.verdict for name, found in result.candidates.items() if found.arm != "teacher"
         },

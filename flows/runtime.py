@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -26,7 +27,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from featkd.errors import RunError
+from featkd.errors import InputError, RunError
 from featkd.spec import Spec
 
 START_TIMEOUT_S = 120
@@ -150,10 +151,10 @@ def session(home: Path, command: str = "run", hub: bool = False) -> Iterator[Run
     """Everything a flow needs around it; on leaving, the server ends and the environment is as before."""
     home = Path(home).resolve()
     before = dict(os.environ)
-    os.environ.update(quiet_environment(hub) | prefect_environment(home))
-    with _log_file(home, command) as log_path, _signals_raise():
+    with _log_file(home, command) as log_path, signals_raise():
         server = None
         try:
+            os.environ.update(quiet_environment(hub) | prefect_environment(home))
             if not os.environ.get("PREFECT_API_URL"):
                 server = Server(home / "prefect", log_path)
                 os.environ["PREFECT_API_URL"] = server.url
@@ -190,24 +191,40 @@ def _log_file(home: Path, command: str) -> Iterator[Path]:
         handler.close()
 
 
+def made(home: Path) -> Path:
+    """`home`, made. Raises InputError where nothing can be written."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=home).close()
+    except OSError as error:
+        raise InputError(
+            f"--root: nothing can be kept in {home} ({error.strerror}); write --root FOLDER, one that you may write to"
+        ) from None
+    return home
+
+
 def log_path(home: Path, command: str) -> Path:
     """A new log's path; the oldest logs are removed."""
-    folder = home / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = made(home) / "logs"
+    folder.mkdir(exist_ok=True)
     for old in sorted(folder.glob("*.log"))[:-LOGS_KEPT]:
         old.unlink(missing_ok=True)
     return folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{command}-{os.getpid()}.log"
 
 
 @contextlib.contextmanager
-def _signals_raise() -> Iterator[None]:
-    """SIGTERM and a closed terminal end us by an exception, so that every child process is ended on the way out."""
+def signals_raise() -> Iterator[None]:
+    """SIGTERM and a closed terminal end us by an exception, so that every child process is ended on the way out.
+
+    What is ignored stays ignored: nohup has asked for it.
+    """
 
     def leave(number: int, frame: object) -> None:
         sys.exit(128 + number)
 
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
     try:
-        before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+        before = {number: signal.signal(number, leave) for number in numbers}
     except ValueError:
         # not the main thread: whoever owns it owns the signals
         before = {}

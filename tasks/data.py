@@ -104,9 +104,3 @@ def folder_digest(folder: str | Path) -> str:
     """Digest of the files that make a tokenizer or a model, by name and content; a licence may change."""
     files = sorted({file for pattern in MODEL_FILES for file in Path(folder).glob(pattern)})
     return digest({file.name: file_sha256(file) for file in files})
-
-
-def tree_digest(folder: str | Path) -> str:
-    """Digest of every file below a folder, by name and content."""
-    files = sorted(file for file in Path(folder).rglob("*") if file.is_file() and "__pycache__" not in file.parts)
-    return digest({file.relative_to(folder).as_posix(): file_sha256(file) for file in files})

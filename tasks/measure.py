@@ -6,7 +6,7 @@ from typing import Any
 from featkd import environment
 from featkd.store import Artefact, artefact_key
 from tasks.context import Context
-from tasks.data import tree_digest
+from tasks.include import tasks_digest
 from tasks.stages import obtain, stage
 
 ROOMS = ["measure", "deploy"]
@@ -20,7 +20,7 @@ def accuracy(context: Context, name: str, onnx: Artefact, tasks: Artefact) -> Ar
         "onnx": onnx.key,
         "tasks": tasks.key,
         "quality": quality.model_dump(mode="json"),
-        "include": tree_digest(quality.include) if quality.include else None,
+        "include": tasks_digest(quality.include) if quality.include else None,
         "device": context.device,
     }
 
@@ -29,7 +29,8 @@ def accuracy(context: Context, name: str, onnx: Artefact, tasks: Artefact) -> Ar
         from featkd.measure.accuracy import evaluate
 
         with context.workdir() as workdir:
-            include = [point_at(tasks.path, workdir), *([Path(quality.include)] if quality.include else [])]
+            # of two tasks with one name lm-eval takes the later: ours are last
+            include = [*([Path(quality.include)] if quality.include else []), point_at(tasks.path, workdir)]
             found = evaluate(
                 onnx.path, quality.tasks, include, quality.max_examples, quality.batch_size,
                 context.threads, context.device, out,

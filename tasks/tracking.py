@@ -33,6 +33,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param  # no
 from mlflow.exceptions import MlflowException  # noqa: E402
 
 ATTEMPTS = 4
+STOP_TIMEOUT_S = 10
 DIGEST_LENGTH = 32  # MLflow's column holds 36
 VALUE_LENGTH = 500
 NOT_PARAMETERS = ("gates", "students")
@@ -236,7 +237,7 @@ def _mega(size_bytes: float | None) -> float | None:
 
 
 def serve_ui(home: Path, port: int) -> int:
-    """MLflow's own pages on loopback until interrupted. Raises InputError when the port is taken."""
+    """MLflow's own pages on loopback until interrupted, however we end. Raises InputError when the port is taken."""
     uri = tracking_uri(home)
     if uri.startswith(("http://", "https://")):
         raise InputError(f"MLFLOW_TRACKING_URI: {uri} has pages of its own; open them in a browser")
@@ -248,18 +249,22 @@ def serve_ui(home: Path, port: int) -> int:
             raise InputError(f"--port {port}: in use; write another one") from None
     client(home)
     places = ["--backend-store-uri", uri, "--artifacts-destination", str(home / "mlartifacts")]
-    command = [sys.executable, "-P", "-m", "mlflow", "server", *places, "--host", "127.0.0.1", "--port", str(port)]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    command = [sys.executable, "-P", "-m", "tasks.watched", "mlflow", "server", *places]
     process = subprocess.Popen(
-        [*command, "--workers", "1"], stdout=sys.stderr, cwd=home, env=environment, start_new_session=True
+        [*command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"],
+        stdin=subprocess.PIPE,
+        stdout=sys.stderr,
+        cwd=home,
+        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        start_new_session=True,
     )
-    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         return process.wait()
     except KeyboardInterrupt:
         return 0
     finally:
-        signal.signal(signal.SIGTERM, previous)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        process.wait(10)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, number)
+                process.wait(STOP_TIMEOUT_S)
+        process.stdin.close()

@@ -77,6 +77,13 @@ def test_paths_are_relative_to_the_spec_and_overrides_apply(tmp_path):
             specfile.load(path, [wrong])
 
 
+def test_a_home_that_is_nobody_s_is_told(tmp_path):
+    path = tmp_path / "poc.yaml"
+    path.write_text(yaml.safe_dump(tree(data={"files": ["~no-such-user/x"]})))
+    with pytest.raises(InputError, match="~no-such-user/x: there is no such user"):
+        specfile.load(path)
+
+
 def test_the_digest_sees_every_value_and_no_order():
     one, same = specfile.validate(tree()), specfile.validate(dict(reversed(tree().items())))
     other = specfile.validate(tree(cost={"usd_per_hour": 9}))

@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -63,6 +65,22 @@ def test_leftovers_of_a_killed_builder_are_swept(tmp_path):
     leftover.mkdir(parents=True)
     store.make("x", KEY, build)
     assert not leftover.exists()
+
+
+def test_a_sweep_removes_what_no_process_is_building(tmp_path):
+    store = Store(tmp_path)
+    store.make("x", KEY, build)
+    dead, built = (store.path("x", key * 64).with_name(key * 20 + ".partial-1-5f") for key in "bc")
+    dead.mkdir()
+    built.mkdir()
+    held = store.lock("x", "c" * 64)
+    # as another process would hold it
+    code = f"import sys; from featkd.store import Store; Store({str(tmp_path)!r}).sweep()"
+    with held:
+        subprocess.run([sys.executable, "-c", code], check=True)
+    assert not dead.exists() and built.exists() and store.get("x", KEY)
+    store.sweep()
+    assert not built.exists()
 
 
 def _slow(root, results):

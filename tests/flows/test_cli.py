@@ -113,6 +113,30 @@ def test_an_unexpected_error_keeps_its_traceback_in_a_file(capsys, tmp_path, mon
     assert "ZeroDivisionError" in path.read_text() and path.is_relative_to(tmp_path)
 
 
+def test_the_traceback_lies_in_the_root_however_that_is_written(capsys, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(status, "runs", lambda home: 1 / 0)
+    _, _, err = call(capsys, "list", f"--root={tmp_path}")
+    assert f"(details: {tmp_path}/.featkd/logs/" in err
+
+
+@pytest.mark.parametrize("arguments", [["run", "spec.yaml"], ["ui"]], ids=" ".join)
+def test_a_root_in_which_nothing_can_be_kept(capsys, spec, monkeypatch, arguments):
+    monkeypatch.chdir(spec.parent)
+    (spec.parent / ".featkd").write_text("a file")
+    code, _, err = call(capsys, *arguments)
+    assert code == 2
+    assert len(err.splitlines()) == 1 and f"{spec.parent}/.featkd" in err and "--root" in err
+
+
+def test_an_unexpected_error_where_no_log_can_be_kept(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(status, "runs", lambda home: 1 / 0)
+    (tmp_path / ".featkd").write_text("a file")
+    code, _, err = call(capsys, "list", "--root", tmp_path)
+    assert code == 1 and err == "featkd: ZeroDivisionError: division by zero\n"
+
+
 def test_interrupted(capsys, tmp_path, monkeypatch):
     def interrupt(home):
         raise KeyboardInterrupt

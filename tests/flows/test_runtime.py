@@ -116,3 +116,15 @@ def test_offline_unless_the_spec_names_the_hub(tmp_path):
     assert not runtime.needs_hub(specfile.validate(tree | {"quality": own}))
     assert runtime.needs_hub(specfile.validate(tree | {"quality": own | {"tasks": ["my_pairs", "arc_easy"]}}))
     assert runtime.quiet_environment(hub=False)["HF_HUB_OFFLINE"] == "1"
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with runtime.signals_raise():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            with pytest.raises(SystemExit):
+                signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -1,0 +1,62 @@
+"""Wrong input, told before any work is done."""
+
+from pathlib import Path
+from typing import Any
+
+from featkd.align.layers import layer_pairs
+from featkd.data.tasks import PREFIX
+from featkd.data.tokens import load_tokenizer, separator
+from featkd.errors import InputError
+from featkd.models import teacher as teachers
+from featkd.models.student import student_config
+from featkd.spec import Quality, Spec
+
+
+def check(spec: Spec, home: Path) -> None:
+    """Does the spec fit its teacher, and are its tasks there? `home` is the .featkd folder. Raises InputError."""
+    teacher = _given_teacher(spec) if spec.teacher.model else _teacher_to_be(spec)
+    for size in spec.students:
+        student_config(size, teacher)
+        if "feature-kd" in spec.arms:
+            layer_pairs(spec.distillation.layer_pairs, size.layers, teacher.num_hidden_layers)
+    _check_tasks(spec.quality, home)
+
+
+def _given_teacher(spec: Spec) -> Any:
+    """Its configuration."""
+    folder = teachers.locate(spec.teacher.model)
+    if separator(load_tokenizer(folder)) is None:
+        raise InputError(
+            "teacher.model: its tokenizer has neither an end nor a begin token: set eos_token in tokenizer_config.json"
+        )
+    config = teachers.configuration(folder)
+    positions = teachers.positions(config)
+    if spec.block_size > positions:
+        raise InputError(f"block_size: {spec.block_size} is above the {positions} positions of the teacher: lower it")
+    try:
+        spec.check_latency_fits(positions)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    return config
+
+
+def _teacher_to_be(spec: Spec) -> Any:
+    """The configuration of a teacher that is not trained yet. Which token ends a text changes no shape."""
+    training = spec.teacher.train
+    return teachers.llama_config(training.shape, training.vocab_size, spec.block_size, end_id=0)
+
+
+def _check_tasks(quality: Quality, home: Path) -> None:
+    include = Path(quality.include) if quality.include else None
+    if include and not include.is_dir():
+        raise InputError(f"quality.include: no folder {include}; give the folder with your task YAMLs")
+    if include and home.resolve().is_relative_to(include.resolve()):
+        raise InputError(
+            f"quality.include: {include} contains {home}, whose tasks are not yours; "
+            "move your task YAMLs into a folder of their own"
+        )
+    foreign = [name for name in quality.tasks if not name.startswith(PREFIX)]
+    if foreign:
+        from featkd.measure.accuracy import check_tasks
+
+        check_tasks(foreign, [include] if include else [])

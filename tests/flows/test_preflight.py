@@ -1,0 +1,101 @@
+"""Wrong input is told in one line, from the spec and the teacher's config.json alone."""
+
+import json
+
+import pytest
+import tiny_models
+
+from featkd import specfile
+from featkd.errors import InputError
+from flows import preflight
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return tiny_models.save("llama", tmp_path_factory.mktemp("teacher"))
+
+
+OWN = {
+    "tokens": 1000,
+    "vocab_size": 300,
+    "shape": {"hidden_size": 32, "layers": 2, "heads": 4, "intermediate_size": 64},
+}
+
+
+def check(tmp_path, teacher, **changes):
+    tree = {
+        "name": "x",
+        "data": {"files": ["a.txt"]},
+        "teacher": {"model": str(teacher)} if teacher else {"train": OWN},
+        "students": [{"name": "s", "layers": 1}],
+        "training": {"tokens": 1000},
+        "block_size": 64,
+        "latency": {"prompt_tokens": 16, "new_tokens": 16},
+    }
+    preflight.check(specfile.validate(tree | changes), tmp_path / ".featkd")
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["given", "own"])
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"students": [{"name": "c", "layers": 3, "init": "copy"}]},
+            "students.c: 3 layers cannot be copied from a teacher with 2",
+        ),
+        (
+            {"students": [{"name": "h", "layers": 1, "heads": 5}]},
+            "students.h: 5 heads do not divide hidden_size 32 into even parts",
+        ),
+        ({"students": [{"name": "h", "layers": 1, "hidden_size": 12}]}, "students.h: 4 heads do not divide"),
+        ({"distillation": {"layer_pairs": [[1, 3]]}}, r"distillation.layer_pairs: \(1, 3\) is out of range"),
+    ],
+)
+def test_students_that_do_not_fit_the_teacher(tmp_path, teacher, own, changes, expected):
+    check(tmp_path, None if own else teacher)
+    with pytest.raises(InputError, match=expected) as raised:
+        check(tmp_path, None if own else teacher, **changes)
+    assert "\n" not in str(raised.value)
+
+
+def test_layer_pairs_matter_to_feature_kd_alone(tmp_path, teacher):
+    check(tmp_path, teacher, arms=["sft"], distillation={"layer_pairs": [[1, 3]]})
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"block_size": 97}, "block_size: 97 is above the 96 positions of the teacher: lower it"),
+        ({"latency": {"prompt_tokens": 90}}, "latency: prompt_tokens and new_tokens make"),
+    ],
+)
+def test_sequences_longer_than_the_teacher_takes(tmp_path, teacher, changes, expected):
+    with pytest.raises(InputError, match=expected):
+        check(tmp_path, teacher, **changes)
+
+
+def test_a_tokenizer_with_neither_end_nor_begin(tmp_path):
+    folder = tiny_models.save("llama", tmp_path / "teacher")
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in settings.items() if name[1:] != "os_token"}))
+    with pytest.raises(InputError, match="neither an end nor a begin token"):
+        check(tmp_path, folder)
+
+
+def test_a_configuration_that_cannot_be_read(tmp_path):
+    folder = tiny_models.save("llama", tmp_path / "teacher")
+    (folder / "config.json").write_text('{"model_type": "no-such-family"}')
+    with pytest.raises(InputError, match="teacher.model: .*cannot be used") as raised:
+        check(tmp_path, folder)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_folder_of_the_user_s_tasks(tmp_path, teacher):
+    tiny_models.write_tasks(tmp_path / "tasks", examples=2)
+    quality = {"tasks": ["tiny_labels"], "include": str(tmp_path / "tasks")}
+    check(tmp_path, teacher, quality=quality)
+    with pytest.raises(InputError, match="quality.include: no folder"):
+        check(tmp_path, teacher, quality=quality | {"include": str(tmp_path / "nowhere")})
+    with pytest.raises(InputError, match=r"quality.include: .* contains .*\.featkd"):
+        check(tmp_path, teacher, quality=quality | {"include": str(tmp_path)})
