@@ -103,3 +103,64 @@ def test_prompts_and_responses_from_jsonl(tmp_path):
     assert list(result.candidates) == ["teacher", "sft", "logit-kd", "feature-kd"]
     curve = result.candidates["logit-kd"].training.curve
     assert curve[-1]["validation_loss"] < curve[0]["validation_loss"]
+
+
+def japanese_questions(folder):
+    """Prompt and response rows of JCommonsenseQA, and its validation part as a user's own multiple-choice task."""
+
+    def rows(part):
+        return [json.loads(line) for line in (SHARED / f"data/ja_jglue/jcommonsenseqa-v1.3_{part}-v1.3.json").open()]
+
+    pairs = [{"question": row["question"], "answer": row[f"choice{row['label']}"]} for row in rows("train")]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs))
+    asked = [{**row, "choices": [row[f"choice{n}"] for n in range(5)]} for row in rows("valid")]
+    tasks = folder / "tasks"
+    tasks.mkdir()
+    (tasks / "asked.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in asked))
+    task = {
+        "task": "jcommonsenseqa_mine",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tasks / "asked.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "question",
+        "doc_to_choice": "choices",
+        "doc_to_target": "label",
+        "target_delimiter": "\n",
+        "metric_list": [{"metric": "acc"}],
+    }
+    (tasks / "mine.yaml").write_text(yaml.safe_dump(task))
+    return tasks
+
+
+def test_japanese_prompts_and_responses(tmp_path):
+    tasks = japanese_questions(tmp_path)
+    result = run(
+        tmp_path,
+        name="ja-questions",
+        data={"files": ["pairs.jsonl"], "prompt_field": "question", "response_field": "answer", "max_documents": 4000},
+        teacher={
+            "if_inadequate": "warn",
+            "train": {
+                "shape": {"hidden_size": 64, "layers": 2, "heads": 2, "intermediate_size": 160},
+                "vocab_size": 2048,
+                "tokens": 80_000,
+                "batch_size": 8,
+                "learning_rate": 3e-3,
+            },
+        },
+        students=[{"name": "s", "layers": 1, "hidden_size": 32, "heads": 2, "intermediate_size": 80}],
+        block_size=64,
+        training={"tokens": 40_000, "batch_size": 8, "learning_rate": 3e-3},
+        quality={
+            "tasks": ["heldout_perplexity", "jcommonsenseqa_mine"],
+            "include": str(tasks),
+            "max_examples": 100,
+        },
+        latency={"prompt_tokens": 16, "new_tokens": 16, "repeats": 3, "rounds": 2},
+    )
+    score = result.candidates["teacher"].quality.tasks["heldout_perplexity"]
+    assert score.metric == "token_perplexity" and 1 < score.estimate.value < score.chance
+    assert result.candidates["teacher"].quality.tasks["jcommonsenseqa_mine"].chance == pytest.approx(0.2)
+    (examples,) = (tmp_path / ".featkd/store/tasks").glob("*/heldout_perplexity.jsonl")
+    assert "\ufffd" not in examples.read_text() and "？" in examples.read_text()
