@@ -69,8 +69,12 @@ class Guardrails(Part):
 class Latency(Part):
     why: str | None = None
     provider: str | None = None
-    ttft_ms: Interval | None = Field(None, description="Time to first token, prompt already tokenised: mean over rounds of their medians.")
-    decode_tokens_per_s: Interval | None = Field(None, description="Batch 1: mean over rounds of their medians; means here are geometric.")
+    ttft_ms: Interval | None = Field(
+        None, description="Time to first token, prompt already tokenised: mean over rounds of their medians."
+    )
+    decode_tokens_per_s: Interval | None = Field(
+        None, description="Batch 1: mean over rounds of their medians; means here are geometric."
+    )
     prefill_tokens_per_s: Interval | None = None
     ttft_speedup: Interval | None = Field(None, description="Teacher's time over the candidate's, round by round.")
     decode_speedup: Interval | None = Field(None, description="Candidate's rate over the teacher's, round by round.")
