@@ -51,12 +51,31 @@ def verdict_sentence(result: Result, t: Text) -> str:
         if decisions and all(decision.why == why for decision in decisions):
             return t(key)
     if advice.code == "keep-teacher":
-        return t("sentence.keep_teacher")
+        return t("sentence.keep_teacher") + _nearest(result, t)
     if advice.code == "undecided" and any(decision.why == "no-control" for decision in decisions):
         return t("sentence.no_control")
     if advice.code == "undecided":
         return t("sentence.undecided_one", candidate=advice.candidate) if chosen else t("sentence.undecided")
     return t.code("recommendation", advice.code)
+
+
+def _nearest(result: Result, t: Text) -> str:
+    """Which student comes closest, and the gates that it fails: the fewest, then the best on its weakest task."""
+    failed = {
+        name: [gate for gate in c.verdict.gates if gate.severity == "block" and gate.outcome == "fail"]
+        for name, c in view.students(result).items()
+    }
+    failed = {name: gates for name, gates in failed.items() if gates}
+    if not failed:
+        return ""
+
+    def distance(name: str) -> tuple[int, float]:
+        kept = _retained(result.candidates[name]).values()
+        return len(failed[name]), -min((interval.value for interval in kept), default=0.0)
+
+    name = min(failed, key=distance)
+    gates = t.listing([t("list.quoted", item=view.gate_name(gate.metric, t)) for gate in failed[name]])
+    return t("sentence.nearest", candidate=name, gates=gates)
 
 
 def _reasons(candidate: Candidate, t: Text) -> list[str]:

@@ -118,3 +118,22 @@ def test_figures_without_intervals_are_bare():
     for key in ("ttft_ms", "decode_speedup", "peak_rss", "monthly_saving", "payback"):
         cell = rows[EN(f"rows.{key}")]
         assert (cell.kind, cell.range) == ("bare", None)
+
+
+def test_a_no_names_the_student_that_comes_closest_and_what_it_fails():
+    def gate(task, outcome, severity="block"):
+        return GateOutcome(
+            metric=f"quality.{task}.retained", at_least=0.7, severity=severity, outcome=outcome,
+            observed=Interval(value=0.5, low=0.4, high=0.6),
+        )  # fmt: skip
+
+    routing, perplexity = gate("heldout_routing", "fail"), gate("heldout_perplexity", "fail")
+    told = gate("heldout_continuation", "fail", "warn")
+    result = make_results.full().model_copy(update={"recommendation": Recommendation(code="keep-teacher")})
+    for name, gates in [("sft", [routing, perplexity]), ("logit-kd", [routing, told]), ("feature-kd", [routing, told])]:
+        result = with_student(result, name, verdict=Decision(verdict="no-go", why="gates", gates=gates))
+    assert findings.verdict_sentence(result, EN) == (
+        "Keep the teacher: no student passes every gate. feature-kd comes closest; it fails "
+        "“Quality retained: Routing to the right topic”."
+    )
+    assert "最も近いのは feature-kd で、満たさない基準は「" in findings.verdict_sentence(result, JA)

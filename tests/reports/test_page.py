@@ -165,8 +165,8 @@ def test_the_verdict_can_be_said_aloud():
         "generates text 3.06 times as fast and saves about USD 850 a month after upkeep."
     )
     assert findings.verdict_sentence(make_results.all_failed(), t).startswith("Keep the teacher: no student got as far")
-    assert (
-        findings.verdict_sentence(make_results.single_student(), t) == "Keep the teacher: no student passes every gate."
+    assert findings.verdict_sentence(make_results.single_student(), t).startswith(
+        "Keep the teacher: no student passes every gate."
     )
 
 
