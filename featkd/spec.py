@@ -152,6 +152,15 @@ class Student(Section):
 class Distillation(Section):
     """What the arms add to plain fine-tuning. Formulas and sources: featkd/align/."""
 
+    objective: Literal["forward-kl", "reverse-kl", "jsd", "skew-kl", "skew-reverse-kl"] = Field(
+        "forward-kl", description="Divergence between teacher and student; forward-kl was best in arXiv 2407.14679."
+    )
+    mix: float = Field(
+        0.5, ge=0, le=1, description="Share b of the mixture in jsd and the skewed ones (0.1 in arXiv 2402.03898)."
+    )
+    top_k: int | None = Field(
+        None, ge=1, description="forward-kl on the teacher's k likeliest tokens and one bucket for all others."
+    )
     temperature: float = Field(1.0, gt=0, description="Softens both distributions; 1 was best in arXiv 2407.14679.")
     ce_weight: float = Field(0.1, ge=0, le=1, description="Weight of cross-entropy beside the distillation loss.")
     l2_weight: float = Field(0.05, ge=0, description="Weight of the projected L2, relative to the teacher's norm.")
@@ -162,6 +171,12 @@ class Distillation(Section):
         description="(student, teacher) hidden-state indices, 0 the embedding; uniform: embedding, 1/3 and 2/3.",
     )
     decay: float = Field(0.25, ge=0, le=1, description="Feature terms fade to zero over this last share of training.")
+
+    @model_validator(mode="after")
+    def _top_k_of_forward_kl(self) -> "Distillation":
+        if self.top_k and self.objective != "forward-kl":
+            raise ValueError(f"top_k: goes with objective: forward-kl, not with {self.objective}")
+        return self
 
 
 class Export(Section):

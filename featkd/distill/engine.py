@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from featkd import spec
-from featkd.align.features import feature_terms, feature_weight
+from featkd.align.features import feature_loss, feature_weight
 from featkd.align.layers import layer_pairs, projectors
 from featkd.align.logits import cross_entropy, distillation_loss, log_probabilities
 from featkd.errors import RunError
@@ -255,17 +255,27 @@ def _loss(
 ) -> torch.Tensor:
     if not learner.needs_logits:
         return cross_entropy(output.logits, targets)
-    loss = distillation_loss(output.logits, signal["log_p"], targets, distillation.temperature, distillation.ce_weight)
+    loss = distillation_loss(
+        output.logits,
+        signal["log_p"],
+        targets,
+        distillation.temperature,
+        distillation.ce_weight,
+        distillation.objective,
+        distillation.mix,
+        distillation.top_k,
+    )
     strength = feature_weight(progress, distillation.decay)
     if not learner.needs_features or strength == 0:
         return loss
     for (s, t), projector in zip(learner.pairs, learner.projectors, strict=True):
-        student = output.hidden[s][valid]
-        terms = feature_terms(student, projector(student), signal["hidden"][t][valid])
-        weighted = (
-            distillation.l2_weight * terms["l2"]
-            + distillation.direction_weight * terms["direction"]
-            + distillation.norm_weight * terms["norm"]
+        weighted = feature_loss(
+            output.hidden[s][valid],
+            getattr(projector, "weight", None),
+            signal["hidden"][t][valid],
+            distillation.l2_weight,
+            distillation.direction_weight,
+            distillation.norm_weight,
         )
         loss = loss + strength * weighted / len(learner.pairs)
     return loss
