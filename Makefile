@@ -1,13 +1,14 @@
 # make poc    install what is missing and run the default PoC to a finished report
 # make test   the tests that a change must pass; make test-slow the long ones
 # make ui     MLflow's pages for the runs made here
+# make bench-features   a benchmark; QUICK=1 tries it in a minute
 SHELL := /bin/bash
 BIN := .venv/bin
 SPEC ?= flows/specs/default.yaml
 PIP_OPTIONS ?=
 UV := uv==0.13.9
 
-.PHONY: poc test test-slow ui lint lock clean
+.PHONY: poc test test-slow ui bench-features lint lock clean
 .DEFAULT_GOAL := poc
 
 poc: .venv/.installed
@@ -21,6 +22,9 @@ test-slow: .venv/.installed
 
 ui: .venv/.installed
 	@$(BIN)/featkd ui
+
+bench-features: .venv/.installed
+	@$(BIN)/python tests/benchmarks/features.py
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
