@@ -54,4 +54,6 @@ def _torch(document: dict[str, Any]) -> str:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return " to ".join(map(_text, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
