@@ -142,7 +142,7 @@ def serve(main: Callable[[dict[str, Any], Callable[..., None]], dict[str, Any]])
     """
     send = _claim_stdout()
     if os.environ.pop(MARK, None):
-        _die_with_parent()
+        die_with_parent()
 
     def emit(event: str, **fields: Any) -> None:
         send({"event": event, **fields})
@@ -182,7 +182,7 @@ def _claim_stdout() -> Callable[[Event], None]:
     return send
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Kill this process group when the parent's end of our stdin closes."""
     watched = os.dup(0)
     with open(os.devnull, "rb") as nothing:

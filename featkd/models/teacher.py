@@ -6,6 +6,7 @@ from typing import Any
 from featkd import spec
 from featkd.errors import InputError
 
+SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
@@ -75,8 +76,13 @@ def positions(config: Any) -> int:
 def configuration(folder: str | Path) -> Any:
     """What a model's config.json says, without its weights. Raises InputError with the reason."""
     from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     try:
-        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # no JSON, an unknown architecture, remote code: the folder cannot be used
         raise InputError(f"teacher.model: {folder} cannot be used: {' '.join(str(error).split())[:200]}") from None
+    known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if not known or not all(getattr(config, name, None) for name in SIZES):
+        raise InputError(f"teacher.model: {folder} holds a {config.model_type}, no causal language model of text alone")
+    return config

@@ -91,6 +91,14 @@ def test_a_configuration_that_cannot_be_read(tmp_path):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("kind", ["t5", "gemma3", "vit"])
+def test_a_model_that_is_no_causal_language_model_of_text_alone(tmp_path, kind):
+    folder = tiny_models.save("llama", tmp_path / "teacher")
+    (folder / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(InputError, match=f"teacher.model: .* holds a {kind}, no causal language model"):
+        check(tmp_path, folder)
+
+
 def test_the_folder_of_the_user_s_tasks(tmp_path, teacher):
     tiny_models.write_tasks(tmp_path / "tasks", examples=2)
     quality = {"tasks": ["tiny_labels"], "include": str(tmp_path / "tasks")}
