@@ -2,7 +2,7 @@
 
 import pytest
 
-from featkd import spec
+from featkd import judging, spec
 from featkd.decide import roi
 from featkd.result import Interval, Latency
 
@@ -51,7 +51,7 @@ def test_no_saving_is_never_paid_back():
 
 
 def test_upkeep_above_the_saving_is_a_loss_everywhere():
-    cost = COST.model_copy(update={"monthly_upkeep_usd": spec.Assumption(value=4000)})
+    cost = COST.model_copy(update={"monthly_upkeep_usd": judging.Assumption(value=4000)})
     found = roi.price(latency(2000, 500, 0.01), latency(1000, 100, 0.01), cost, 0, False)
     saving = found.monthly_saving_usd
     assert saving.low <= saving.value <= saving.high < 0
@@ -61,7 +61,9 @@ def test_upkeep_above_the_saving_is_a_loss_everywhere():
 
 
 def test_a_month_at_the_unit_prices_costs_what_its_machines_cost():
-    cost = COST.model_copy(update={"requests_per_month": spec.Assumption(value=2_629_800_000)})  # ceiling: under 0.1 %
+    cost = COST.model_copy(
+        update={"requests_per_month": judging.Assumption(value=2_629_800_000)}
+    )  # ceiling: under 0.1 %
     found = roi.price(latency(1000, 100), latency(1000, 100), cost, 0, is_teacher=True)
     millions = cost.requests_per_month.value / 1e6
     month = millions * (
@@ -81,7 +83,7 @@ def test_rates_without_bounds_give_figures_without_bounds():
 
 
 def test_zero_volume_needs_no_machine_and_saves_nothing():
-    cost = COST.model_copy(update={"requests_per_month": spec.Assumption(value=0)})
+    cost = COST.model_copy(update={"requests_per_month": judging.Assumption(value=0)})
     found = roi.price(latency(2000, 500), latency(1000, 100), cost, 0, False)
     assert (found.machines, found.monthly_saving_usd.value, found.payback_months) == (0, -100, "never")
 
@@ -100,7 +102,7 @@ def test_unmeasured_speed_leaves_the_section_empty_with_its_reason():
 
 
 def test_discounting():
-    cost = COST.model_copy(update={"discount_rate": spec.Assumption(value=0.21)})
+    cost = COST.model_copy(update={"discount_rate": judging.Assumption(value=0.21)})
     monthly = 1.21 ** (1 / 12)
     expected = sum(1000 / monthly**month for month in range(1, 13)) - 1000
     assert roi.npv_usd(1000, 1000, cost) == pytest.approx(expected)

@@ -1,0 +1,103 @@
+"""The sections of a spec that candidates are judged by: tasks, timing, prices and volumes, gates."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Quality(Section):
+    """lm-eval tasks, run on the exported model."""
+
+    tasks: list[str] = Field(
+        ["heldout_perplexity", "heldout_continuation"],
+        min_length=1,
+        description="heldout_perplexity, heldout_continuation, heldout_routing (made from the held-out documents), "
+        "or any lm-eval task by name.",
+    )
+    include: str | None = Field(None, description="A folder with your own lm-eval YAML tasks.")
+    max_examples: int = Field(400, ge=8, description="Examples per task.")
+    context_tokens: int = Field(64, ge=4, description="Tokens shown before a continuation.")
+    continuation_tokens: int = Field(32, ge=2, description="Tokens of each candidate continuation.")
+    batch_size: int = Field(32, ge=1, description="Sequences per batch.")
+
+
+class Latency(Section):
+    """Measured in a fresh process per candidate, candidates interleaved in rounds."""
+
+    prompt_tokens: int = Field(64, ge=1, description="Length of the prompt, the same for all.")
+    new_tokens: int = Field(64, ge=2, description="Tokens generated, the same for all; the end token is ignored.")
+    warmup: int = Field(2, ge=1, description="Generations discarded at the start of each process.")
+    repeats: int = Field(10, ge=3, description="Generations measured per process.")
+    rounds: int = Field(
+        5, ge=1, description="Processes per candidate; order rotates so that drift hits all alike. One has no interval."
+    )
+
+
+def _bare_number(value: Any) -> Any:
+    if isinstance(value, str):  # YAML reads 1e6 as text
+        try:
+            value = float(value)
+        except ValueError:
+            return value
+    return {"value": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+class Assumption(Section):
+    value: float = Field(ge=0, description="The figure.")
+    source: str | None = Field(None, description="Where it comes from. Without one the report marks it 'unsourced'.")
+
+
+Assumed = Annotated[Assumption, BeforeValidator(_bare_number)]
+
+
+def _assumed(value: float, description: str) -> Any:
+    return Field(Assumption(value=value), description=description + " A number, or {value, source}.")
+
+
+class Cost(Section):
+    """The business case. Every figure is an assumption that the report lists with its source."""
+
+    usd_per_hour: Assumed = _assumed(1.0, "Price of one serving machine like the measured one, USD/hour.")
+    requests_per_month: Assumed = _assumed(1_000_000, "Requests served, 1/month.")
+    input_tokens_per_request: Assumed = _assumed(500, "Prompt tokens, 1/request.")
+    output_tokens_per_request: Assumed = _assumed(200, "Generated tokens, 1/request.")
+    utilisation: Assumed = _assumed(0.7, "Share of a machine's capacity that may be used at peak, 0 to 1.")
+    peak_factor: Assumed = _assumed(3.0, "Peak load over mean load.")
+    engineering_usd: Assumed = _assumed(10_000, "One-off work to put a student into service, USD.")
+    training_usd_per_hour: Assumed = _assumed(1.0, "Price of the machine that distils, USD/hour.")
+    monthly_upkeep_usd: Assumed = _assumed(0, "Monitoring and re-distillation, USD/month; taken off the saving.")
+    horizon_months: int = Field(24, ge=1, le=240, description="Months over which the saving is counted.")
+    discount_rate: Assumed = _assumed(0.08, "Yearly discount rate, 0.08 is 8 %.")
+
+    @model_validator(mode="after")
+    def _ranges(self) -> "Cost":
+        if not 0 < self.utilisation.value <= 1:
+            raise ValueError(f"utilisation: {self.utilisation.value} must be above 0 and at most 1")
+        if self.peak_factor.value < 1:
+            raise ValueError(f"peak_factor: {self.peak_factor.value} must be at least 1")
+        return self
+
+
+class Gate(Section):
+    """One rule. Metrics: quality.<task>.retained, quality.<task>.ratio, fidelity.<task>.agreement,
+    latency.decode_speedup, latency.ttft_speedup, memory.rss_ratio, roi.payback_months, roi.monthly_saving_usd (after
+    upkeep)."""
+
+    metric: str = Field(
+        pattern=r"^(quality\.[\w.-]+\.(retained|ratio)|fidelity\.[\w.-]+\.agreement|latency\.(decode|ttft)_speedup"
+        r"|memory\.rss_ratio|roi\.(payback_months|monthly_saving_usd))$",
+        description="What is judged.",
+    )
+    at_least: float | None = Field(None, description="Pass when the whole interval is at or above this.")
+    at_most: float | None = Field(None, description="Pass when the whole interval is at or below this.")
+    severity: Literal["block", "warn"] = Field("block", description="block decides; warn only tells.")
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> "Gate":
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError("give exactly one of at_least, at_most")
+        return self
