@@ -17,8 +17,8 @@ import torch.nn.functional as F
 
 from featkd import spec
 from featkd.align.features import feature_loss, feature_weight
+from featkd.align.head import Head, Objective, OnlineTeacher, fused_loss, plain_logits
 from featkd.align.layers import layer_pairs, projectors
-from featkd.align.logits import cross_entropy, distillation_loss, log_probabilities
 from featkd.errors import RunError
 from featkd.models.forward import Forward, Output
 
@@ -26,6 +26,7 @@ IGNORED = -100
 DATA_SEED = 0
 CURVE_POINTS = 12
 FINAL_RATE = 0.1
+TEACHER_LOGITS_BYTES = 256 << 20
 
 
 @dataclass
@@ -100,7 +101,7 @@ def train(
     for step, batch in enumerate(_batches(train_blocks, training.batch_size, steps)):
         ids, labels = (torch.from_numpy(part.astype(np.int64)).to(run.device) for part in batch)
         clock = _clock(run)
-        signal = _teacher_signal(taught_by, learners, ids, labels, distillation.temperature, run)
+        signal = _teacher_signal(taught_by, learners, ids, labels, run)
         teacher_seconds += _clock(run) - clock
         losses = []
         for learner in learners:
@@ -142,8 +143,8 @@ def evaluate(forward: Forward, blocks: np.ndarray, run: Runtime, batch_size: int
         if not len(targets):
             continue
         with run.autocast():
-            logits = forward(ids, keep).logits
-        total += float(cross_entropy(logits, targets)) * len(targets)
+            states = forward(ids, keep).states
+            total += float(fused_loss(states, forward.head, targets)) * len(targets)
         count += len(targets)
     forward.model.train()
     return total / max(count, 1)
@@ -197,20 +198,21 @@ def _targets(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.no_grad()
 def _teacher_signal(
-    teacher: Forward | None,
-    learners: list[Learner],
-    ids: torch.Tensor,
-    labels: torch.Tensor,
-    temperature: float,
-    run: Runtime,
+    teacher: Forward | None, learners: list[Learner], ids: torch.Tensor, labels: torch.Tensor, run: Runtime
 ) -> dict[str, Any]:
-    """Teacher log-probabilities [tokens, vocabulary] at the learned positions, hidden states [batch, block, hidden]."""
+    """{"outputs": OnlineTeacher at the learned positions, "hidden": states [batch, block, hidden]}.
+
+    Logits of a moderate size are computed once, for all; others by each student, a few tokens at a time.
+    """
     if teacher is None or not any(learner.needs_logits for learner in learners):
         return {}
     keep, _ = _targets(labels)
     with run.autocast():
         output = teacher(ids, keep, hidden=any(learner.needs_features for learner in learners))
-    return {"log_p": log_probabilities(output.logits, temperature), "hidden": output.hidden}
+        outputs = OnlineTeacher(output.states, teacher.head)
+        if 4 * len(output.states) * teacher.model.config.vocab_size <= TEACHER_LOGITS_BYTES:
+            outputs = OnlineTeacher(plain_logits(output.states, teacher.head).float(), Head(None))
+    return {"outputs": outputs, "hidden": output.hidden}
 
 
 def _step(
@@ -253,18 +255,10 @@ def _loss(
     distillation: spec.Distillation,
     progress: float,
 ) -> torch.Tensor:
+    head = learner.forward.head
     if not learner.needs_logits:
-        return cross_entropy(output.logits, targets)
-    loss = distillation_loss(
-        output.logits,
-        signal["log_p"],
-        targets,
-        distillation.temperature,
-        distillation.ce_weight,
-        distillation.objective,
-        distillation.mix,
-        distillation.top_k,
-    )
+        return fused_loss(output.states, head, targets)
+    loss = fused_loss(output.states, head, targets, signal["outputs"], _objective(distillation))
     strength = feature_weight(progress, distillation.decay)
     if not learner.needs_features or strength == 0:
         return loss
@@ -279,6 +273,10 @@ def _loss(
         )
         loss = loss + strength * weighted / len(learner.pairs)
     return loss
+
+
+def _objective(wanted: spec.Distillation) -> Objective:
+    return Objective(wanted.objective, wanted.mix, wanted.temperature, wanted.ce_weight, wanted.top_k)
 
 
 def _rate(step: int, steps: int, warmup: float) -> float:

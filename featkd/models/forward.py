@@ -1,36 +1,38 @@
-"""A forward pass that computes logits only where they are wanted."""
+"""A forward pass that stops before the head: the logits of a block are its largest tensor."""
 
 from typing import Any, NamedTuple
 
 import torch
 
+from featkd.align.head import Head, plain_logits
+
 
 class Output(NamedTuple):
-    """logits [tokens, vocabulary] of the kept positions; hidden: states [batch, block, hidden] or None."""
+    """states [tokens, hidden] before the head at the kept positions; hidden: states [batch, block, hidden] or None."""
 
-    logits: torch.Tensor
+    states: torch.Tensor
     hidden: tuple[torch.Tensor, ...] | None
 
 
 class Forward:
-    """Trunk, then the head on the kept positions alone: the logits of a block are its largest tensor.
+    """The trunk, and beside it the head with what the family does to its logits: a scale, a soft cap.
 
-    A family whose forward does more than that (a soft cap, a scale) is found out on a small probe, and then its own
-    forward is used and its logits are selected afterwards.
+    A family that does something else is found out on a small probe; then its own forward is used, its logits are the
+    states, and the head does nothing.
     """
 
     def __init__(self, model: Any):
         self.model = model
+        self.head = head_of(model)
         self.plain = self._is_plain()
+        if not self.plain:
+            self.head = Head(None)
 
     def __call__(self, ids: torch.Tensor, keep: torch.Tensor, hidden: bool = False) -> Output:
         """ids [batch, block]; keep [batch, block] bool. Kept positions come in row-major order."""
         options = {"input_ids": ids, "use_cache": False, "output_hidden_states": hidden}
-        if not self.plain:
-            found = self.model(**options)
-            return Output(found.logits[keep], found.hidden_states)
-        found = self.model.base_model(**options)
-        return Output(self.model.get_output_embeddings()(found.last_hidden_state[keep]), found.hidden_states)
+        found = (self.model.base_model if self.plain else self.model)(**options)
+        return Output((found.last_hidden_state if self.plain else found.logits)[keep], found.hidden_states)
 
     @torch.no_grad()
     def _is_plain(self) -> bool:
@@ -39,9 +41,21 @@ class Forward:
         try:
             ids = torch.arange(4, device=self.model.device)[None]
             trunk = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-            head = self.model.get_output_embeddings()
-            return torch.allclose(head(trunk), self.model(input_ids=ids, use_cache=False).logits, atol=1e-5)
+            logits = self.model(input_ids=ids, use_cache=False).logits
+            return torch.allclose(plain_logits(trunk, self.head), logits, atol=1e-5)
         except (AttributeError, TypeError):
             return False
         finally:
             self.model.train(training)
+
+
+def head_of(model: Any) -> Head:
+    """The output embedding, and what the configuration says of its logits.
+
+    final_logit_softcapping: Gemma 2 and later; logit_scale multiplies (Cohere), logits_scaling divides (Granite).
+    """
+    layer, config = model.get_output_embeddings(), model.config
+    if not isinstance(getattr(layer, "weight", None), torch.Tensor):
+        return Head(None)
+    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    return Head(layer.weight, getattr(layer, "bias", None), scale, getattr(config, "final_logit_softcapping", None))

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featkd.align.logits import DIVERGENCES, distillation_loss, log_probabilities
+from featkd.align.head import Head, Objective, OnlineTeacher, fused_loss
+from featkd.align.logits import DIVERGENCES
 
 OBJECTIVES = list(DIVERGENCES)
 CASES = {
@@ -56,8 +57,8 @@ def exact(z, t, targets, temperature, ce_weight, objective, mix):
 
 def found(z, t, targets, temperature, ce_weight, objective, mix, top_k=None):
     z = z.clone().requires_grad_()
-    log_p = log_probabilities(t, temperature)
-    loss = distillation_loss(z, log_p, targets, temperature, ce_weight, objective, mix, top_k)
+    teacher = OnlineTeacher(t, Head(None))
+    loss = fused_loss(z, Head(None), targets, teacher, Objective(objective, mix, temperature, ce_weight, top_k))
     loss.backward()
     return float(loss.detach()), z.grad
 

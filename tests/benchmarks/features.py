@@ -56,7 +56,7 @@ def prepared(case: dict[str, Any], arms: tuple[str, ...]) -> tuple[Any, list[eng
 def step(forward: Any, learner: engine.Learner, ids: torch.Tensor, run: engine.Runtime, number: int) -> float:
     """Seconds of a whole step of one arm."""
     start = time.perf_counter()
-    signal = engine._teacher_signal(forward, [learner], ids, ids, 1.0, run)
+    signal = engine._teacher_signal(forward, [learner], ids, ids, run)
     engine._step(learner, signal, ids, ids, TRAINING, spec.Distillation(), number, 1000, run)
     return time.perf_counter() - start
 

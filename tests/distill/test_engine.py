@@ -8,6 +8,7 @@ import tiny_models
 import torch
 
 from featkd import spec
+from featkd.align.head import plain_logits
 from featkd.child import run_child
 from featkd.distill import engine
 from featkd.errors import InputError, RunError
@@ -216,15 +217,29 @@ def test_the_child_writes_plain_checkpoints_twice_the_same(folder, tmp_path):
     assert json.loads((checkpoint / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2", "gemma3_text", "cohere", "granite"])
 def test_logits_of_kept_positions_are_the_model_s_own(kind, tmp_path):
+    """gemma caps its logits, cohere and granite scale them."""
     made = teacher.load(tiny_models.save(kind, tmp_path)).eval()
     ids = torch.arange(12).reshape(2, 6) + 1
     keep = torch.tensor([[0, 1, 1, 0, 0, 1], [1, 0, 0, 0, 0, 1]], dtype=torch.bool)
     forward = engine.Forward(made)
-    assert forward.plain == (kind != "gemma2"), "gemma2 caps its logits"
+    assert forward.plain
     with torch.no_grad():
-        assert torch.allclose(forward(ids, keep).logits, made(input_ids=ids).logits[keep], atol=1e-5)
+        found = plain_logits(forward(ids, keep).states, forward.head)
+        assert torch.allclose(found, made(input_ids=ids).logits[keep], atol=1e-5)
+
+
+def test_a_family_with_other_logits_goes_through_its_own_forward(tmp_path, monkeypatch):
+    made = teacher.load(tiny_models.save("llama", tmp_path)).eval()
+    own = type(made.lm_head).forward
+    monkeypatch.setattr(type(made.lm_head), "forward", lambda self, x: own(self, x) ** 3)
+    ids, keep = torch.arange(12).reshape(2, 6) + 1, torch.ones(2, 6, dtype=torch.bool)
+    forward = engine.Forward(made)
+    assert not forward.plain
+    with torch.no_grad():
+        found = plain_logits(forward(ids, keep).states, forward.head)
+        assert torch.allclose(found, made(input_ids=ids).logits[keep], atol=1e-5)
 
 
 def test_copied_blocks_keep_their_kind_of_attention(tmp_path):

@@ -1,0 +1,311 @@
+"""The fused distillation head: from hidden states to the loss and its gradients, a few tokens at a time.
+
+    logits = softcap(scale * (W h + bias)),  softcap(z) = cap * tanh(z / cap)
+    loss   = T^2 * divergence(teacher, student) + ce_weight * cross-entropy      mean over tokens, nats
+
+Logits are the largest tensors of a step; here at most `budget_bytes` of them exist at a time. Tokens come in chunks as
+large as the budget allows (the matrix products want them large), their logits in tiles that stay in the processor's
+cache (a dozen steps follow each other on the same numbers). The gradient is computed with the loss, in closed form and
+in the place of the logits, so that nothing of the vocabulary's width is kept for the backward pass, and no logit is
+computed twice: 6 d V + 2 D V operations per token for widths d and D, those of the matrix products.
+
+Logits and everything made of them are float32, also when states and weights are bf16.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from featkd.align.logits import DIVERGENCES, Softmax, softmax, top_k_and_tail
+from featkd.errors import InputError
+
+BUDGET_BYTES = 64 << 20
+TILE_BYTES = {"cpu": 1 << 20, "cuda": 64 << 20}
+TILES = 8  # the most that the steps on one tile hold at a time
+BLOCK = 256  # rows of W per product on a processor, GROUP of them at a time
+GROUP = 8
+
+
+class Head(NamedTuple):
+    """What turns hidden states into logits. weight [vocabulary, hidden]; None: the states are logits already."""
+
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+
+def plain_logits(states: torch.Tensor, head: Head) -> torch.Tensor:
+    """[..., vocabulary] from states [..., hidden], all at once."""
+    z = (states if head.weight is None else F.linear(states, head.weight, head.bias)) * head.scale
+    return torch.tanh(z / head.softcap) * head.softcap if head.softcap else z
+
+
+class OnlineTeacher(NamedTuple):
+    """hidden [tokens, teacher hidden], of this step or from a cache, and the teacher's head.
+
+    Logits that are there already: hidden [tokens, vocabulary] and Head(None).
+    """
+
+    hidden: torch.Tensor
+    head: Head
+
+
+class TopKTeacher(NamedTuple):
+    """The k likeliest tokens: log_p and ids [tokens, k]. log_p at the loss's temperature, not renormalised."""
+
+    log_p: torch.Tensor
+    ids: torch.Tensor
+
+
+class Objective(NamedTuple):
+    """The loss: a key of DIVERGENCES, its mix, the temperature, the weight of cross-entropy beside it.
+
+    top_k: forward-kl on the teacher's k likeliest tokens and one bucket for all others (`top_k_and_tail`).
+    """
+
+    divergence: str = "forward-kl"
+    mix: float = 0.5
+    temperature: float = 1.0
+    ce_weight: float = 0.0
+    top_k: int | None = None
+
+
+FORWARD_KL = Objective()
+
+
+def fused_loss(
+    hidden: torch.Tensor,
+    head: Head,
+    targets: torch.Tensor,
+    teacher: OnlineTeacher | TopKTeacher | None = None,
+    objective: Objective = FORWARD_KL,
+    budget_bytes: int = BUDGET_BYTES,
+) -> torch.Tensor:
+    """The loss, a scalar in nats per token. Its gradient reaches the student's states, weight and bias alone.
+
+    Args:
+        hidden: the student's states before the head at the tokens to be learned, [tokens, hidden].
+        targets: the next tokens' ids [tokens].
+        teacher: what to learn from; None: cross-entropy alone, whatever the objective says.
+
+    Raises InputError where shapes do not fit each other or no token is left.
+    """
+    _check(hidden, head, targets, teacher)
+    if teacher is None:
+        objective = Objective(ce_weight=1.0)
+    return _Head.apply(hidden, head.weight, head.bias, head, targets, teacher, objective, budget_bytes)
+
+
+class _Head(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        head: Head,
+        targets: torch.Tensor,
+        teacher: OnlineTeacher | TopKTeacher | None,
+        objective: Objective,
+        budget_bytes: int,
+    ) -> torch.Tensor:
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        with torch.autocast(device, enabled=False):
+            if isinstance(teacher, OnlineTeacher):
+                teacher = OnlineTeacher(*_cast(*teacher, dtype))
+            loss, *gradients = _loss_and_gradients(
+                *_cast(hidden, head, dtype), targets, teacher, objective, budget_bytes, ctx.needs_input_grad[:3]
+            )
+        inputs = (hidden, weight, bias)
+        ctx.save_for_backward(*(g if g is None else g.to(x.dtype) for g, x in zip(gradients, inputs, strict=True)))
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        given = (gradient if gradient is None or outer == 1 else gradient * outer for gradient in ctx.saved_tensors)
+        return *given, None, None, None, None, None
+
+
+def _loss_and_gradients(
+    hidden: torch.Tensor,
+    head: Head,
+    targets: torch.Tensor,
+    teacher: OnlineTeacher | TopKTeacher | None,
+    objective: Objective,
+    budget_bytes: int,
+    wanted: tuple[bool, ...],
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """The loss and, as `wanted`, its gradients by states, weight and bias: float32, but by the states in their type."""
+    tokens, vocabulary, device = len(hidden), _vocabulary(hidden, head), hidden.device
+    losses = torch.empty(tokens, dtype=torch.float32, device=device)
+    by_hidden = torch.empty_like(hidden) if wanted[0] else None
+    by_weight = torch.empty(head.weight.shape, dtype=torch.float32, device=device) if wanted[1] else None
+    by_bias = torch.zeros(vocabulary, dtype=torch.float32, device=device) if wanted[2] else None
+    tile = max(1, TILE_BYTES[device.type] // (4 * vocabulary))
+    online = isinstance(teacher, OnlineTeacher)
+    made = online and (teacher.head.weight is not None or teacher.head.scale != objective.temperature)
+    room = budget_bytes - TILES * 4 * vocabulary * min(tile, tokens)
+    chunk = max(1, room // (4 * vocabulary * (1 + made)))
+    chunk = -(-tokens // -(-tokens // chunk))  # all of one size
+    buffers = torch.empty(1 + made, chunk, vocabulary, dtype=torch.float32, device=device)
+    factor = head.scale / tokens
+    for rows in _slices(tokens, chunk):
+        states = hidden[rows]
+        z = _raw_logits(states, head, objective.temperature, buffers[0, : len(states)])
+        if online:
+            u = teacher.hidden[rows]
+            u = _raw_logits(u, teacher.head, objective.temperature, buffers[1, : len(u)]) if made else u.float()
+        for part in _slices(len(z), tile):
+            at = slice(rows.start + part.start, rows.start + part.stop)
+            if online:
+                signal = _softcap(u[part], teacher.head.softcap, objective.temperature)
+            else:
+                signal = teacher and (teacher.log_p[at], teacher.ids[at])
+            losses[at] = _tile(z[part], head.softcap, signal, targets[at], objective)
+        if by_hidden is not None:
+            by_hidden[rows] = _by_states(z, head.weight).mul_(factor)
+        if by_weight is not None:
+            _add_by_weight(by_weight, z, states, factor, first=rows.start == 0)
+        if by_bias is not None:
+            by_bias.add_(z.sum(0), alpha=factor)
+    return losses.mean(), by_hidden, by_weight, by_bias
+
+
+def _tile(z: torch.Tensor, cap: float | None, signal: Any, targets: torch.Tensor, objective: Objective) -> torch.Tensor:
+    """Losses of a few tokens [tokens]. z, logits before the cap over T, is replaced by the gradient by the logits."""
+    t = objective.temperature
+    capped = _softcap(z, cap, t)
+    student = softmax(capped)
+    if signal is None:
+        value, gradient = torch.zeros(len(z), device=z.device), torch.zeros_like(z)
+    else:
+        value, gradient = _divergence(capped, student, signal, objective)
+    if t != 1:
+        value, gradient = value * t**2, gradient.mul_(t)
+    if objective.ce_weight:
+        logits, target = capped if t == 1 else capped * t, targets[:, None]
+        hard = student if t == 1 else softmax(logits)
+        value = value + objective.ce_weight * (hard.normaliser - logits.gather(-1, target))[:, 0]
+        gradient.add_(hard.probabilities, alpha=objective.ce_weight)
+        gradient.scatter_add_(-1, target, torch.full_like(target, -objective.ce_weight, dtype=torch.float32))
+    if cap:
+        gradient.mul_(1 - (capped * (t / cap)).square_())
+    z.copy_(gradient)
+    return value
+
+
+def _divergence(
+    z: torch.Tensor, student: Softmax, signal: torch.Tensor | tuple[torch.Tensor, torch.Tensor], objective: Objective
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if isinstance(signal, tuple):
+        return top_k_and_tail(z, student, *signal)
+    if objective.top_k:
+        log_p = torch.log_softmax(signal, -1)
+        return top_k_and_tail(z, student, *log_p.topk(min(objective.top_k, log_p.shape[-1]), dim=-1))
+    return DIVERGENCES[objective.divergence](z, student, signal, objective.mix)
+
+
+def _softcap(z: torch.Tensor, cap: float | None, t: float) -> torch.Tensor:
+    """cap * tanh(z / cap) of logits that are, and stay, divided by T."""
+    return (z * (t / cap)).tanh_().mul_(cap / t) if cap else z
+
+
+def _raw_logits(states: torch.Tensor, head: Head, t: float, out: torch.Tensor) -> torch.Tensor:
+    """scale * (W h + bias) / T, float32, in `out` [tokens, vocabulary]."""
+    if head.weight is None:
+        return torch.mul(states, head.scale / t, out=out)
+    _times_transposed(states, head.weight, head.scale / t, out)
+    return out if head.bias is None else out.add_(head.bias.float(), alpha=head.scale / t)
+
+
+def _times_transposed(states: torch.Tensor, weight: torch.Tensor, factor: float, out: torch.Tensor) -> None:
+    """out = factor * states weight^T.
+
+    A processor takes the rows of W in blocks: where tokens are few that is a third faster than all rows in one.
+    """
+    if states.is_cuda:
+        _product(states, weight.T, out).mul_(factor)
+        return
+    x = states.float() * factor
+    for group in _slices(len(weight), GROUP * BLOCK):
+        rows, into = weight[group].float(), out[:, group]
+        whole = len(rows) // BLOCK * BLOCK
+        if whole:
+            blocks = rows[:whole].unflatten(0, (-1, BLOCK)).transpose(1, 2)
+            torch.bmm(
+                x.expand(len(blocks), -1, -1), blocks, out=into[:, :whole].unflatten(1, (-1, BLOCK)).movedim(1, 0)
+            )
+        if whole < len(rows):
+            torch.mm(x, rows[whole:].T, out=into[:, whole:])
+
+
+def _by_states(gradient: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+    """gradient W [tokens, hidden], float32."""
+    if weight is None:
+        return gradient
+    if gradient.is_cuda or weight.dtype == torch.float32:
+        return _product(gradient.to(weight.dtype), weight)
+    total = torch.zeros(len(gradient), weight.shape[1])
+    for group in _slices(len(weight), GROUP * BLOCK):
+        total.addmm_(gradient[:, group], weight[group].float())
+    return total
+
+
+def _add_by_weight(
+    total: torch.Tensor, gradient: torch.Tensor, states: torch.Tensor, factor: float, first: bool
+) -> None:
+    """total (+)= factor * gradient^T states, float32."""
+    if gradient.is_cuda and states.dtype != torch.float32:
+        product = _product(gradient.to(states.dtype).T, states).mul_(factor)
+        total.copy_(product) if first else total.add_(product)
+    else:
+        total.addmm_(gradient.T, states.float(), beta=float(not first), alpha=factor)
+
+
+def _product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """a b in float32, also of bf16 factors (on an accelerator, whose own output type would round the logits)."""
+    return torch.mm(a, b, out=out) if a.dtype == torch.float32 else torch.mm(a, b, out_dtype=torch.float32, out=out)
+
+
+def _cast(states: torch.Tensor, head: Head, dtype: torch.dtype | None) -> tuple[torch.Tensor, Head]:
+    """States and weight of one type: that of an autocast region, as for a linear layer, or else the weight's own."""
+    if head.weight is None:
+        return states, head
+    weight = head.weight.detach().to(dtype or head.weight.dtype)
+    return states.to(weight.dtype), head._replace(weight=weight)
+
+
+def _slices(length: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))
+
+
+def _vocabulary(hidden: torch.Tensor, head: Head) -> int:
+    return hidden.shape[-1] if head.weight is None else len(head.weight)
+
+
+def _check(hidden: torch.Tensor, head: Head, targets: torch.Tensor, teacher: Any) -> None:
+    if not len(hidden):
+        raise InputError("no token is learned: all labels are masked; check data.prompt_field and block_size")
+    if len(targets) != len(hidden):
+        raise InputError(f"targets: {len(targets)} for {len(hidden)} tokens; give one id per token")
+    sides = [("student", hidden, head)]
+    if isinstance(teacher, OnlineTeacher):
+        sides.append(("teacher", teacher.hidden, teacher.head))
+    for side, states, its in sides:
+        if its.weight is not None and its.weight.shape[1] != states.shape[-1]:
+            raise InputError(f"{side}: states of width {states.shape[-1]}, head of width {its.weight.shape[1]}")
+        if len(states) != len(hidden):
+            raise InputError(f"{side}: {len(states)} tokens, the student has {len(hidden)}")
+    if isinstance(teacher, TopKTeacher) and (
+        teacher.log_p.shape != teacher.ids.shape or len(teacher.ids) != len(hidden)
+    ):
+        raise InputError(f"top_k: log_p {list(teacher.log_p.shape)}, ids {list(teacher.ids.shape)}: one row per token")
+    if len(sides) == 2 and _vocabulary(*sides[0][1:]) != _vocabulary(*sides[1][1:]):
+        raise InputError(
+            f"vocabulary: {_vocabulary(*sides[0][1:])} of the student, {_vocabulary(*sides[1][1:])} of the teacher; "
+            "slice both heads to what featkd.align.vocabulary.shared_vocabulary finds"
+        )
