@@ -139,6 +139,17 @@ class Parity(Part):
     )
 
 
+class Alignment(Part):
+    """How hidden states were aligned. Layers are hidden-state indices, 0 the embedding."""
+
+    layer_map: str = Field(description="uniform, last-k, auto, given.")
+    layer_pairs: list[tuple[int, int]] = Field(description="(student, teacher).")
+    similarity: list[float] | None = Field(None, description="auto: debiased linear CKA of each pair before training.")
+    projector: str
+    guarded: bool = Field(description="Compared with the same student without feature terms on held-out text.")
+    dropped_at: float | None = Field(None, description="Share of training at which the guard dropped the terms.")
+
+
 class Training(Part):
     """What it cost to make a candidate."""
 
@@ -148,6 +159,7 @@ class Training(Part):
     parameters: int
     copied_share: float = Field(0.0, description="Share of the weights copied from the teacher.")
     weights_sha256: str | None = None
+    alignment: Alignment | None = None
     curve: list[dict[str, float]] = Field(
         default_factory=list, description="Points {tokens, validation_loss}; nats per token."
     )

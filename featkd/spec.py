@@ -1,4 +1,5 @@
-"""The PoC spec: one frozen, validated tree. featkd/specfile.py reads it from YAML; what judges is in judging.py.
+"""The PoC spec: one frozen, validated tree. featkd/specfile.py reads it from YAML; what a student learns from is in
+teaching.py, what judges it in judging.py.
 
 Unknown keys are errors. What can change a result stands here or in the recorded environment.
 """
@@ -10,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from featkd.judging import Cost, Gate, Latency, Quality, Section
+from featkd.teaching import Distillation
 
 ARMS = ("sft", "logit-kd", "feature-kd")
 
@@ -144,36 +146,6 @@ class Student(Section):
     def _copy_needs_same_width(self) -> "Student":
         if self.init == "copy" and (self.hidden_size or self.heads or self.intermediate_size):
             raise ValueError("init: copy keeps the teacher's width: give layers alone, or write init: random")
-        return self
-
-
-class Distillation(Section):
-    """What the arms add to plain fine-tuning. Formulas and sources: featkd/align/."""
-
-    objective: Literal["forward-kl", "reverse-kl", "jsd", "skew-kl", "skew-reverse-kl"] = Field(
-        "forward-kl", description="Divergence between teacher and student; forward-kl was best in arXiv 2407.14679."
-    )
-    mix: float = Field(
-        0.5, ge=0, le=1, description="Share b of the mixture in jsd and the skewed ones (0.1 in arXiv 2402.03898)."
-    )
-    top_k: int | None = Field(
-        None, ge=1, description="forward-kl on the teacher's k likeliest tokens and one bucket for all others."
-    )
-    temperature: float = Field(1.0, gt=0, description="Softens both distributions; 1 was best in arXiv 2407.14679.")
-    ce_weight: float = Field(0.1, ge=0, le=1, description="Weight of cross-entropy beside the distillation loss.")
-    l2_weight: float = Field(0.05, ge=0, description="Weight of the projected L2, relative to the teacher's norm.")
-    direction_weight: float = Field(1.0, ge=0, description="Weight of 1 - cosine.")
-    norm_weight: float = Field(0.1, ge=0, description="Weight of the squared relative norm error.")
-    layer_pairs: list[tuple[int, int]] | Literal["uniform"] = Field(
-        "uniform",
-        description="(student, teacher) hidden-state indices, 0 the embedding; uniform: embedding, 1/3 and 2/3.",
-    )
-    decay: float = Field(0.25, ge=0, le=1, description="Feature terms fade to zero over this last share of training.")
-
-    @model_validator(mode="after")
-    def _top_k_of_forward_kl(self) -> "Distillation":
-        if self.top_k and self.objective != "forward-kl":
-            raise ValueError(f"top_k: goes with objective: forward-kl, not with {self.objective}")
         return self
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from featkd.align.layers import layer_pairs
+from featkd.align.projectors import check_projector
 from featkd.data.tasks import PREFIX
 from featkd.data.tokens import load_tokenizer, separator
 from featkd.errors import InputError
@@ -16,9 +17,12 @@ def check(spec: Spec, home: Path) -> None:
     """Does the spec fit its teacher, and are its tasks there? `home` is the .featkd folder. Raises InputError."""
     teacher = _given_teacher(spec) if spec.teacher.model else _teacher_to_be(spec)
     for size in spec.students:
-        student_config(size, teacher)
-        if "feature-kd" in spec.arms:
-            layer_pairs(spec.distillation.layer_pairs, size.layers, teacher.num_hidden_layers)
+        student = student_config(size, teacher)
+        wanted = spec.distillation
+        if "feature-kd" in spec.arms and wanted.has_features:
+            layer_pairs(wanted.layer_pairs, size.layers, teacher.num_hidden_layers)
+            if wanted.has_projector:
+                check_projector(wanted.projector, student.hidden_size, teacher.hidden_size, wanted.projector_rank)
     _check_tasks(spec.quality, home)
 
 

@@ -74,6 +74,8 @@ class Objective(NamedTuple):
 
 
 FORWARD_KL = Objective()
+CROSS_ENTROPY = Objective(ce_weight=1.0)
+Found = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 
 
 def fused_loss(
@@ -95,8 +97,15 @@ def fused_loss(
     """
     _check(hidden, head, targets, teacher)
     if teacher is None:
-        objective = Objective(ce_weight=1.0)
+        objective = CROSS_ENTROPY
     return _Head.apply(hidden, head.weight, head.bias, head, targets, teacher, objective, budget_bytes)
+
+
+@torch.no_grad()
+def token_losses(hidden: torch.Tensor, head: Head, targets: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of every token, nats [tokens]. Arguments and errors as for `fused_loss`."""
+    _check(hidden, head, targets, None)
+    return _run(hidden, head, targets, None, CROSS_ENTROPY, BUDGET_BYTES, (False,) * 3)[0]
 
 
 class _Head(torch.autograd.Function):
@@ -112,17 +121,10 @@ class _Head(torch.autograd.Function):
         objective: Objective,
         budget_bytes: int,
     ) -> torch.Tensor:
-        device = hidden.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        with torch.autocast(device, enabled=False):
-            if isinstance(teacher, OnlineTeacher):
-                teacher = OnlineTeacher(*_cast(*teacher, dtype))
-            loss, *gradients = _loss_and_gradients(
-                *_cast(hidden, head, dtype), targets, teacher, objective, budget_bytes, ctx.needs_input_grad[:3]
-            )
+        losses, *gradients = _run(hidden, head, targets, teacher, objective, budget_bytes, ctx.needs_input_grad[:3])
         inputs = (hidden, weight, bias)
         ctx.save_for_backward(*(g if g is None else g.to(x.dtype) for g, x in zip(gradients, inputs, strict=True)))
-        return loss
+        return losses.mean()
 
     @staticmethod
     def backward(ctx: Any, outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -130,7 +132,7 @@ class _Head(torch.autograd.Function):
         return *given, None, None, None, None, None
 
 
-def _loss_and_gradients(
+def _run(
     hidden: torch.Tensor,
     head: Head,
     targets: torch.Tensor,
@@ -138,8 +140,25 @@ def _loss_and_gradients(
     objective: Objective,
     budget_bytes: int,
     wanted: tuple[bool, ...],
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-    """The loss and, as `wanted`, its gradients by states, weight and bias: float32, but by the states in their type."""
+) -> Found:
+    """Losses [tokens] and, as `wanted`, the gradients of their mean by states, weight and bias."""
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    with torch.autocast(device, enabled=False):
+        if isinstance(teacher, OnlineTeacher):
+            teacher = OnlineTeacher(*_cast(*teacher, dtype))
+        return _chunks(*_cast(hidden, head, dtype), targets, teacher, objective, budget_bytes, wanted)
+
+
+def _chunks(
+    hidden: torch.Tensor,
+    head: Head,
+    targets: torch.Tensor,
+    teacher: OnlineTeacher | TopKTeacher | None,
+    objective: Objective,
+    budget_bytes: int,
+    wanted: tuple[bool, ...],
+) -> Found:
     tokens, vocabulary, device = len(hidden), _vocabulary(hidden, head), hidden.device
     losses = torch.empty(tokens, dtype=torch.float32, device=device)
     by_hidden = torch.empty_like(hidden) if wanted[0] else None
@@ -172,7 +191,7 @@ def _loss_and_gradients(
             _add_by_weight(by_weight, z, states, factor, first=rows.start == 0)
         if by_bias is not None:
             by_bias.add_(z.sum(0), alpha=factor)
-    return losses.mean(), by_hidden, by_weight, by_bias
+    return losses, by_hidden, by_weight, by_bias
 
 
 def _tile(z: torch.Tensor, cap: float | None, signal: Any, targets: torch.Tensor, objective: Objective) -> torch.Tensor:

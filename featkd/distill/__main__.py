@@ -13,6 +13,7 @@ import numpy as np
 from featkd import spec
 from featkd.child import serve
 from featkd.distill import engine
+from featkd.distill.runtime import runtime
 from featkd.models import student as students
 from featkd.models import teacher as teachers
 from featkd.store import file_sha256
@@ -24,7 +25,7 @@ def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """Returns {"models": {name: meta}, "teacher_seconds"}; meta is a result.Training less the teacher's share."""
     from transformers import AutoTokenizer
 
-    run = engine.runtime(spec.Compute.model_validate(job["compute"]))
+    run = runtime(spec.Compute.model_validate(job["compute"]))
     tokenizer = AutoTokenizer.from_pretrained(job["tokenizer"])
     train_blocks, valid_blocks = (np.load(Path(job["tokens"]) / f"{part}.npy") for part in ("train", "valid"))
     teacher, learners = _from_nothing(job, tokenizer) if job["mode"] == "teacher" else _students(job)
@@ -60,7 +61,7 @@ def _students(job: dict[str, Any]) -> tuple[Any, list[engine.Learner]]:
     for wanted in job["students"]:
         size = spec.Student.model_validate(wanted["size"])
         model, copied = students.build(size, teacher, wanted["seed"])
-        learners.append(engine.Learner(wanted["name"], wanted["arm"], model, wanted["seed"], copied))
+        learners.append(engine.Learner(wanted["name"], wanted["arm"], model, wanted["seed"], size.name, copied))
     return teacher, learners
 
 
@@ -78,6 +79,7 @@ def _save(learner: engine.Learner, tokenizer: Any, summary: dict[str, Any], out:
         "copied_share": learner.copied_share,
         "weights_sha256": file_sha256(weights[0]) if len(weights) == 1 else None,
         "curve": learner.curve,
+        "alignment": learner.alignment and learner.alignment.record(),
     }
 
 

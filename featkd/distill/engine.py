@@ -4,32 +4,31 @@ Students are independent of each other: own random state, own optimiser, own cli
 others they get the same weights, bit for bit, on the same machine with the same number of threads.
 """
 
+import copy
 import math
-import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from featkd import spec
-from featkd.align.features import feature_loss, feature_weight
 from featkd.align.head import Head, Objective, OnlineTeacher, fused_loss, plain_logits
-from featkd.align.layers import layer_pairs, projectors
+from featkd.align.relations import QKV
+from featkd.distill.alignment import PROBE_TOKENS, Alignment, align
+from featkd.distill.batches import IGNORED, batches, block_losses, learned, mean_loss, on_device
+from featkd.distill.forward import Forward
+from featkd.distill.runtime import Runtime
 from featkd.errors import RunError
-from featkd.models.forward import Forward, Output
 
-IGNORED = -100
-DATA_SEED = 0
 CURVE_POINTS = 12
 FINAL_RATE = 0.1
 TEACHER_LOGITS_BYTES = 256 << 20
 
 
-@dataclass
+@dataclass(eq=False)
 class Learner:
     """A student on its way. Without a teacher (`arm` sft) it is plain fine-tuning."""
 
@@ -37,9 +36,9 @@ class Learner:
     arm: str
     model: Any
     seed: int
+    size: str = ""
     copied_share: float = 0.0
-    pairs: list[tuple[int, int]] = field(default_factory=list)
-    projectors: torch.nn.ModuleList = field(default_factory=torch.nn.ModuleList)
+    alignment: Alignment | None = None
     optimiser: Any = None
     forward: Any = None
     seconds: float = 0.0
@@ -49,32 +48,17 @@ class Learner:
     def needs_logits(self) -> bool:
         return self.arm != "sft"
 
-    @property
-    def needs_features(self) -> bool:
-        return self.arm == "feature-kd"
+    def needs_features(self, progress: float) -> bool:
+        return self.alignment is not None and self.alignment.strength(progress) > 0
 
 
 @dataclass
-class Runtime:
-    device: str
-    bf16: bool
+class Signal:
+    """What the teacher says of a batch. hidden: all its states [batch, block, hidden]; qkv: by block."""
 
-    def autocast(self) -> Any:
-        return torch.autocast(self.device, dtype=torch.bfloat16) if self.bf16 else nullcontext()
-
-
-def runtime(compute: spec.Compute) -> Runtime:
-    """Where and in which arithmetic to train. Sets the number of CPU threads."""
-    torch.set_num_threads(compute.threads or torch.get_num_threads())
-    device = compute.device if compute.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    bf16 = compute.precision == "bf16" or (compute.precision == "auto" and _fast_bf16(device))
-    return Runtime(device, bf16)
-
-
-def _fast_bf16(device: str) -> bool:
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    outputs: OnlineTeacher | None = None
+    hidden: tuple[torch.Tensor, ...] | None = None
+    qkv: dict[int, Any] = field(default_factory=dict)
 
 
 def train(
@@ -94,20 +78,22 @@ def train(
     """
     block = train_blocks.shape[2]
     steps = max(1, math.ceil(training.tokens / (training.batch_size * block)))
-    _prepare(learners, teacher, training, distillation, run)
+    twins = _twins(learners, distillation)
+    everyone = [*learners, *(twin for twin in twins.values() if twin not in learners)]
+    _prepare(everyone, teacher, train_blocks, training, distillation, run)
     taught_by = Forward(teacher) if teacher is not None else None
     marks = {round(point * steps / CURVE_POINTS) for point in range(1, CURVE_POINTS + 1)} | {steps}
-    teacher_seconds, started = 0.0, _clock(run)
-    for step, batch in enumerate(_batches(train_blocks, training.batch_size, steps)):
-        ids, labels = (torch.from_numpy(part.astype(np.int64)).to(run.device) for part in batch)
-        clock = _clock(run)
-        signal = _teacher_signal(taught_by, learners, ids, labels, run)
-        teacher_seconds += _clock(run) - clock
+    teacher_seconds, started = 0.0, run.clock()
+    for step, batch in enumerate(batches(train_blocks, training.batch_size, steps)):
+        ids, labels = on_device(batch, run)
+        clock = run.clock()
+        signal = _teacher_signal(taught_by, everyone, ids, labels, step / steps, run)
+        teacher_seconds += run.clock() - clock
         losses = []
-        for learner in learners:
-            clock = _clock(run)
+        for learner in everyone:
+            clock = run.clock()
             loss = _step(learner, signal, ids, labels, training, distillation, step, steps, run)
-            learner.seconds += _clock(run) - clock
+            learner.seconds += run.clock() - clock
             losses.append(loss)
             if not math.isfinite(loss):
                 raise RunError(
@@ -116,57 +102,61 @@ def train(
                 )
         done = (step + 1) * training.batch_size * block
         if step + 1 in marks:
-            for learner in learners:
-                loss = evaluate(learner.forward, valid_blocks, run, training.batch_size)
-                learner.curve.append({"tokens": done, "validation_loss": loss})
-        on_step(step=step + 1, steps=steps, loss=losses[0], tokens_per_s=done / (_clock(run) - started))
+            found = {
+                learner.name: block_losses(learner.forward, valid_blocks, run, training.batch_size)
+                for learner in everyone
+            }
+            for learner in everyone:
+                learner.curve.append({"tokens": done, "validation_loss": mean_loss(found[learner.name])})
+            for name, twin in twins.items():
+                aligned = next(learner for learner in learners if learner.name == name)
+                aligned.alignment.judge(_means(found[name]), _means(found[twin.name]), (step + 1) / steps)
+        on_step(step=step + 1, steps=steps, loss=losses[0], tokens_per_s=done / (run.clock() - started))
     return {"teacher_seconds": teacher_seconds, "steps": steps, "tokens": steps * training.batch_size * block}
 
 
-def _clock(run: Runtime) -> float:
-    """Seconds, once the accelerator has done what was asked of it: so each model pays for its own work."""
-    if run.device == "cuda":
-        torch.cuda.synchronize()
-    return time.monotonic()
+def _twins(learners: list[Learner], distillation: spec.Distillation) -> dict[str, Learner]:
+    """For the guard: to every feature-kd learner its like without feature terms, trained beside it if need be.
+
+    Learners of one size and seed start from the same weights and do not touch each other, so that it makes no
+    difference where the twin comes from.
+    """
+    if not (distillation.guard and distillation.has_features):
+        return {}
+    twins = {}
+    for learner in learners:
+        if learner.arm == "feature-kd":
+            like = [o for o in learners if (o.arm, o.size, o.seed) == ("logit-kd", learner.size, learner.seed)]
+            hidden = Learner(f"{learner.name} without feature terms", "logit-kd", None, learner.seed, learner.size)
+            twins[learner.name] = like[0] if like else hidden
+            if not like:
+                hidden.model = copy.deepcopy(learner.model)
+    return twins
 
 
-@torch.no_grad()
-def evaluate(forward: Forward, blocks: np.ndarray, run: Runtime, batch_size: int) -> float:
-    """Mean cross-entropy over the learned tokens of the blocks, nats per token."""
-    forward.model.eval()
-    total, count = 0.0, 0
-    for start in range(0, blocks.shape[1], batch_size):
-        ids, labels = (
-            torch.from_numpy(part[start : start + batch_size].astype(np.int64)).to(run.device) for part in blocks
-        )
-        keep, targets = _targets(labels)
-        if not len(targets):
-            continue
-        with run.autocast():
-            states = forward(ids, keep).states
-            total += float(fused_loss(states, forward.head, targets)) * len(targets)
-        count += len(targets)
-    forward.model.train()
-    return total / max(count, 1)
+def _means(losses: np.ndarray) -> np.ndarray:
+    return losses[:, 0] / losses[:, 1]
 
 
 def _prepare(
-    learners: list[Learner], teacher: Any, training: spec.Optimisation, distillation: spec.Distillation, run: Runtime
+    learners: list[Learner],
+    teacher: Any,
+    train_blocks: np.ndarray,
+    training: spec.Optimisation,
+    distillation: spec.Distillation,
+    run: Runtime,
 ) -> None:
     if teacher is not None:
         teacher.to(run.device).eval().requires_grad_(False)
     for learner in learners:
         learner.model.to(run.device).train()
         learner.forward = Forward(learner.model)
-        if learner.needs_features:
-            config, teacher_config = learner.model.config, teacher.config
-            learner.pairs = layer_pairs(
-                distillation.layer_pairs, config.num_hidden_layers, teacher_config.num_hidden_layers
-            )
-            learner.projectors = projectors(
-                learner.pairs, config.hidden_size, teacher_config.hidden_size, learner.seed
-            ).to(run.device)
-        parameters = [*learner.model.parameters(), *learner.projectors.parameters()]
+        parameters = list(learner.model.parameters())
+        if learner.arm == "feature-kd" and distillation.has_features:
+            count = -(-PROBE_TOKENS // train_blocks.shape[2])
+            ids, labels = on_device(train_blocks[:, :count], run)
+            learner.alignment = align(learner.model, teacher, distillation, learner.seed, (ids, labels != IGNORED))
+            parameters += learner.alignment.projectors.to(run.device).parameters()
         learner.optimiser = torch.optim.AdamW(
             [
                 {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": training.weight_decay},
@@ -178,46 +168,33 @@ def _prepare(
         )
 
 
-def _batches(blocks: np.ndarray, batch_size: int, steps: int) -> Any:
-    """The same batches in the same order for everyone: shuffled epochs, from a fixed seed."""
-    rng = np.random.default_rng(DATA_SEED)
-    order = np.empty(0, dtype=np.int64)
-    for _ in range(steps):
-        while len(order) < batch_size:
-            order = np.concatenate([order, rng.permutation(blocks.shape[1])])
-        chosen, order = order[:batch_size], order[batch_size:]
-        yield blocks[:, chosen]
-
-
-def _targets(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """keep [batch, block]: positions whose next token is learned; targets: those next tokens [tokens]."""
-    following = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
-    keep = following != IGNORED
-    return keep, following[keep]
-
-
 @torch.no_grad()
 def _teacher_signal(
-    teacher: Forward | None, learners: list[Learner], ids: torch.Tensor, labels: torch.Tensor, run: Runtime
-) -> dict[str, Any]:
-    """{"outputs": OnlineTeacher at the learned positions, "hidden": states [batch, block, hidden]}.
-
-    Logits of a moderate size are computed once, for all; others by each student, a few tokens at a time.
-    """
+    teacher: Forward | None,
+    learners: list[Learner],
+    ids: torch.Tensor,
+    labels: torch.Tensor,
+    progress: float,
+    run: Runtime,
+) -> Signal:
+    """Logits of a moderate size are computed once, for all; others by each student, a few tokens at a time."""
     if teacher is None or not any(learner.needs_logits for learner in learners):
-        return {}
-    keep, _ = _targets(labels)
-    with run.autocast():
-        output = teacher(ids, keep, hidden=any(learner.needs_features for learner in learners))
+        return Signal()
+    keep, _ = learned(labels)
+    aligned = [learner.alignment for learner in learners if learner.needs_features(progress)]
+    wanted = {blocks[1] for alignment in aligned if (blocks := alignment.blocks())}
+    with run.autocast(), ExitStack() as stack:
+        readers = {block: stack.enter_context(QKV(teacher.model, block)) for block in wanted}
+        output = teacher(ids, keep, hidden=bool(aligned))
         outputs = OnlineTeacher(output.states, teacher.head)
         if 4 * len(output.states) * teacher.model.config.vocab_size <= TEACHER_LOGITS_BYTES:
             outputs = OnlineTeacher(plain_logits(output.states, teacher.head).float(), Head(None))
-    return {"outputs": outputs, "hidden": output.hidden}
+    return Signal(outputs, output.hidden, {block: reader.take() for block, reader in readers.items()})
 
 
 def _step(
     learner: Learner,
-    signal: dict[str, Any],
+    signal: Signal,
     ids: torch.Tensor,
     labels: torch.Tensor,
     training: spec.Optimisation,
@@ -226,13 +203,12 @@ def _step(
     steps: int,
     run: Runtime,
 ) -> float:
-    keep, targets = _targets(labels)
+    keep, targets = learned(labels)
     if not len(targets):
         return 0.0
     torch.manual_seed(learner.seed * 1_000_003 + step)
     with run.autocast():
-        output = learner.forward(ids, keep, hidden=learner.needs_features)
-        loss = _loss(learner, output, targets, labels != IGNORED, signal, distillation, step / steps)
+        loss = _loss(learner, ids, keep, targets, labels != IGNORED, signal, distillation, step / steps)
     value = float(loss.detach())
     if not math.isfinite(value):
         return value
@@ -248,31 +224,27 @@ def _step(
 
 def _loss(
     learner: Learner,
-    output: Output,
+    ids: torch.Tensor,
+    keep: torch.Tensor,
     targets: torch.Tensor,
     valid: torch.Tensor,
-    signal: dict[str, Any],
+    signal: Signal,
     distillation: spec.Distillation,
     progress: float,
 ) -> torch.Tensor:
+    aligned = learner.needs_features(progress)
+    blocks = learner.alignment.blocks() if aligned else None
+    with ExitStack() as stack:
+        reader = stack.enter_context(QKV(learner.model, blocks[0])) if blocks else None
+        output = learner.forward(ids, keep, hidden=aligned)
     head = learner.forward.head
     if not learner.needs_logits:
         return fused_loss(output.states, head, targets)
-    loss = fused_loss(output.states, head, targets, signal["outputs"], _objective(distillation))
-    strength = feature_weight(progress, distillation.decay)
-    if not learner.needs_features or strength == 0:
+    loss = fused_loss(output.states, head, targets, signal.outputs, _objective(distillation))
+    if not aligned:
         return loss
-    for (s, t), projector in zip(learner.pairs, learner.projectors, strict=True):
-        weighted = feature_loss(
-            output.hidden[s][valid],
-            getattr(projector, "weight", None),
-            signal["hidden"][t][valid],
-            distillation.l2_weight,
-            distillation.direction_weight,
-            distillation.norm_weight,
-        )
-        loss = loss + strength * weighted / len(learner.pairs)
-    return loss
+    qkv = (reader.take(), signal.qkv[blocks[1]]) if blocks else None
+    return loss + learner.alignment.loss(output.hidden, signal.hidden, valid, qkv, loss, progress)
 
 
 def _objective(wanted: spec.Distillation) -> Objective:

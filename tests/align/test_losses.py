@@ -5,9 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featkd.align.features import feature_loss, feature_weight
-from featkd.align.layers import layer_pairs, projectors
+from featkd.align.features import Weights, dynamic_weight, feature_loss, feature_weight
 from featkd.align.head import Head, OnlineTeacher, fused_loss
+from featkd.align.layers import layer_pairs, most_similar, similarities
+from featkd.align.projectors import KINDS, check_projector, principal_directions, projector
 from featkd.errors import InputError
 
 
@@ -39,28 +40,37 @@ def test_the_teacher_gets_no_gradient():
 
 def reference_terms(s, ps, t):
     """Token by token, from the definitions."""
-    scale = t.norm(dim=-1).mean() / s.norm(dim=-1).mean()
     mean_t2 = (t**2).sum(-1).mean()
-    l2 = sum(((a - b) ** 2).sum() for a, b in zip(ps, t, strict=True)) / len(t) / mean_t2
-    direction = sum(1 - torch.dot(a, b) / (a.norm() * b.norm()) for a, b in zip(ps, t, strict=True)) / len(t)
-    norm = sum(((scale.detach() * a.norm() - b.norm()) / b.norm()) ** 2 for a, b in zip(s, t, strict=True)) / len(t)
-    return {"l2": l2, "direction": direction, "norm": norm}
-
-
-TERMS = ("l2", "direction", "norm")
-
-
-def terms(student, projector, teacher):
-    """Each term alone."""
+    rows = list(zip(s, ps, t, strict=True))
+    l2 = sum(((b - c) ** 2).sum() for _, b, c in rows) / len(t) / mean_t2
+    cosines = [torch.dot(b, c) / (b.norm() * c.norm()) for _, b, c in rows]
+    ratios = torch.stack([a.norm() / c.norm() for a, _, c in rows])
+    best = (ratios.mean() / (ratios**2).mean()).detach()
+    scale = (t.norm(dim=-1).mean() / ps.norm(dim=-1).mean()).detach()
+    longer = [
+        scale * b.norm() * cosine / max(scale * b.norm(), c.norm())
+        for (_, b, c), cosine in zip(rows, cosines, strict=True)
+    ]
     return {
-        term: feature_loss(student, projector, teacher, *(float(term == other) for other in TERMS)) for term in TERMS
+        "l2": l2,
+        "direction": sum(1 - cosine for cosine in cosines) / len(t),
+        "norm": ((best * ratios - 1) ** 2).mean(),
+        "nd": sum(1 - each for each in longer) / len(t),
     }
+
+
+TERMS = Weights._fields
+
+
+def terms(student, projected, teacher):
+    """Each term alone."""
+    return {term: feature_loss(student, projected, teacher, Weights(**{term: 1.0})) for term in TERMS}
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     tokens=st.integers(1, 12), widths=st.tuples(st.integers(1, 9), st.integers(1, 9)), equal=st.booleans(),
-    weights=st.tuples(*[st.sampled_from([0.0, 0.3, 1.0])] * 3), scale=st.sampled_from([0.01, 1.0, 100.0]),
+    weights=st.tuples(*[st.sampled_from([0.0, 0.3, 1.0])] * 4), scale=st.sampled_from([0.01, 1.0, 100.0]),
     seed=st.integers(0, 999),
 )  # fmt: skip
 def test_feature_terms_and_their_gradients(tokens, widths, equal, weights, scale, seed):
@@ -71,7 +81,8 @@ def test_feature_terms_and_their_gradients(tokens, widths, equal, weights, scale
     reference = reference_terms(exact[0], exact[0] if equal else exact[0] @ exact[1].T, t)
     expected = sum(weight * reference[term] for weight, term in zip(weights, TERMS, strict=True))
     single = [x.float().requires_grad_() for x in (s, w) if x is not None]
-    found = feature_loss(single[0], None if equal else single[1], t.float(), *weights)
+    projected = single[0] if equal else single[0] @ single[1].T
+    found = feature_loss(single[0], projected, t.float(), Weights(*weights))
     found.backward()
     assert float(found.detach()) == pytest.approx(float(torch.as_tensor(expected).detach()), rel=1e-4, abs=1e-5)
     if any(weights):
@@ -87,13 +98,13 @@ def test_l2_is_the_norm_term_plus_a_norm_weighted_direction_term():
     cosine = torch.cosine_similarity(s, t)
     parts = (s.norm(dim=-1) - t.norm(dim=-1)) ** 2 + 2 * s.norm(dim=-1) * t.norm(dim=-1) * (1 - cosine)
     expected = parts.mean() / (t**2).sum(-1).mean()
-    assert float(terms(s, None, t)["l2"]) == pytest.approx(float(expected), rel=1e-5)
+    assert float(terms(s, s, t)["l2"]) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_equal_states_give_no_feature_loss_and_no_gradient():
     t = random(6, 8).float()
     student = t.clone().requires_grad_()
-    found = terms(student, None, t)
+    found = terms(student, student, t)
     sum(found.values()).backward()
     assert all(abs(float(value.detach())) < 1e-5 for value in found.values())
     assert float(student.grad.abs().max()) < 1e-5
@@ -101,17 +112,27 @@ def test_equal_states_give_no_feature_loss_and_no_gradient():
 
 def test_the_teachers_states_get_no_gradient():
     teacher = random(4, 8).float().requires_grad_()
-    feature_loss(random(4, 8, seed=1).float().requires_grad_(), None, teacher, 1.0, 1.0, 1.0).backward()
+    student = random(4, 8, seed=1).float().requires_grad_()
+    feature_loss(student, student, teacher, Weights(1.0, 1.0, 1.0, 1.0)).backward()
     assert teacher.grad is None
 
 
-@pytest.mark.parametrize("projector", [None, torch.ones(4, 4)])
-def test_degenerate_states_stay_finite(projector):
+@pytest.mark.parametrize("teacher", [torch.zeros(3, 4), torch.ones(3, 4)])
+def test_degenerate_states_stay_finite(teacher):
     student = torch.zeros(3, 4, requires_grad=True)
-    found = terms(student, projector, torch.zeros(3, 4))
+    found = terms(student, student, teacher)
     sum(found.values()).backward()
     assert all(torch.isfinite(value) for value in found.values())
     assert torch.isfinite(student.grad).all()
+
+
+def test_the_norm_term_pulls_to_no_scale():
+    """Else it shrinks the student: a squared relative error is smaller for states that are too small."""
+    s, t = random(20, 6).float().requires_grad_(), random(20, 9, seed=1).float()
+    loss, longer = (feature_loss(x, t, t, Weights(norm=1.0)) for x in (s, s * 7))
+    assert float(loss) == pytest.approx(float(longer), rel=1e-5)
+    loss.backward()
+    assert abs(float((s * s.grad).sum())) < 1e-5 * float(s.norm() * s.grad.norm())
 
 
 def test_uniform_pairs_are_at_one_relative_depth_and_never_touch_the_last_block():
@@ -134,10 +155,64 @@ def test_explicit_pairs_are_checked():
         layer_pairs([(3, 1)], 2, 4)
 
 
-def test_projectors_start_orthonormal_and_are_absent_between_equal_widths():
-    (linear,) = projectors([(0, 0)], 4, 8, seed=0)
-    assert torch.allclose(linear.weight.T @ linear.weight, torch.eye(4), atol=1e-5)
-    assert not list(projectors([(0, 0)], 8, 8, seed=0).parameters())
+def test_the_last_blocks_before_the_last():
+    assert layer_pairs("last-2", 4, 12) == [(2, 10), (3, 11)]
+    with pytest.raises(InputError, match="distillation.layer_pairs: last-4 needs 4 blocks before the last"):
+        layer_pairs("last-4", 4, 12)
+
+
+def test_auto_takes_the_most_similar_layers_in_order_and_no_last_block():
+    rotate = torch.linalg.qr(random(16, 16, seed=9))[0][:12]
+    teacher = [random(300, 12, seed=n) for n in range(7)]
+    student = [teacher[n] @ rotate for n in (1, 2, 5, 6)]  # widths differ, and nothing but a rotation
+    found = similarities([x.float() for x in student], [x.float() for x in teacher])
+    assert most_similar([(0, 0), (1, 2), (2, 4)], found) == [(0, 1), (1, 2), (2, 5)]
+    assert most_similar([(3, 4)], found)[0][1] < 6
+    assert found[0, 1] == pytest.approx(1, abs=1e-4) and abs(found[0, 3]) < 0.1
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("auto", "none")])
+def test_projectors_fit_and_learn(kind):
+    made = projector(kind, 6, 9, None, seed=0)
+    again = projector(kind, 6, 9, None, seed=0)
+    x = random(5, 6).float()
+    assert made(x).shape == (5, 9) and torch.equal(made(x), again(x))
+    if kind in ("linear", "orthonormal", "pca"):
+        assert torch.allclose(made.weight.T @ made.weight, torch.eye(6), atol=1e-5)
+    made(x).square().sum().backward()
+    optimiser = torch.optim.SGD(made.parameters(), lr=0.1)
+    optimiser.step()
+    assert not torch.allclose(made(x), again(x))
+    if kind == "orthonormal":
+        assert torch.allclose(made.weight.T @ made.weight, torch.eye(6), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        (("linear", 8, 8, None), "distillation.projector: linear between equal widths"),
+        (("none", 4, 8, None), "distillation.projector: none cannot join widths 4 and 8; write linear"),
+        (("pca", 8, 4, None), "distillation.projector: pca needs a student no wider"),
+        (("low-rank", 4, 8, 4), "distillation.projector_rank: 4 is no lower"),
+    ],
+)
+def test_projectors_that_do_not_fit_are_named(case, message):
+    with pytest.raises(InputError, match=message):
+        check_projector(*case)
+    assert [check_projector("auto", *widths, None) for widths in ((8, 8), (4, 8))] == ["none", "linear"]
+
+
+def test_principal_directions_are_those_along_which_states_are_large():
+    basis = torch.linalg.qr(random(10, 10))[0]
+    states = random(500, 10, seed=1) * torch.tensor([9.0, 5, 3, *[0.1] * 7]) @ basis.T
+    found = principal_directions(states.float(), 3)
+    assert torch.allclose(found.T @ found, torch.eye(3), atol=1e-5)
+    assert torch.allclose((found.T @ basis[:, :3].float()).abs(), torch.eye(3), atol=0.1)
+
+
+def test_dynamic_weight_is_a_ratio_within_bounds():
+    assert dynamic_weight(3.0, 2.0) == pytest.approx(1.5)
+    assert (dynamic_weight(1.0, 1e-9), dynamic_weight(1e-9, 1.0)) == (10.0, 0.01)
 
 
 def test_feature_terms_fade_at_the_end():

@@ -18,6 +18,8 @@ from evidence import QUICK, write
 
 from featkd import spec
 from featkd.distill import engine
+from featkd.distill.forward import Forward
+from featkd.distill.runtime import Runtime, runtime
 from featkd.measure.latency import _rss_bytes
 from featkd.models import student as students
 from featkd.models import teacher as teachers
@@ -40,30 +42,31 @@ CASES = {
 }
 
 
-def prepared(case: dict[str, Any], arms: tuple[str, ...]) -> tuple[Any, list[engine.Learner], engine.Runtime]:
+def prepared(case: dict[str, Any], arms: tuple[str, ...]) -> tuple[Any, list[engine.Learner], Runtime]:
     from transformers import AutoModelForCausalLM
 
-    run = engine.runtime(spec.Compute())
+    run = runtime(spec.Compute())
     torch.manual_seed(0)
     config = teachers.llama_config(spec.Shape(**case["teacher"]), case["vocabulary"], BLOCK, 0)
     teacher = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     size = spec.Student(name="s", **case["student"])
-    learners = [engine.Learner(arm, arm, students.build(size, teacher, 0)[0], 0) for arm in arms]
-    engine._prepare(learners, teacher, TRAINING, spec.Distillation(), run)
+    learners = [engine.Learner(arm, arm, students.build(size, teacher, 0)[0], 0, size.name) for arm in arms]
+    blocks = np.random.default_rng(0).integers(1, case["vocabulary"], (2, 4, BLOCK))
+    engine._prepare(learners, teacher, blocks, TRAINING, spec.Distillation(), run)
     return teacher, learners, run
 
 
-def step(forward: Any, learner: engine.Learner, ids: torch.Tensor, run: engine.Runtime, number: int) -> float:
+def step(forward: Any, learner: engine.Learner, ids: torch.Tensor, run: Runtime, number: int) -> float:
     """Seconds of a whole step of one arm."""
     start = time.perf_counter()
-    signal = engine._teacher_signal(forward, [learner], ids, ids, run)
+    signal = engine._teacher_signal(forward, [learner], ids, ids, number / 1000, run)
     engine._step(learner, signal, ids, ids, TRAINING, spec.Distillation(), number, 1000, run)
     return time.perf_counter() - start
 
 
 def timed(name: str, case: dict[str, Any]) -> list[dict[str, Any]]:
     teacher, learners, run = prepared(case, ARMS)
-    forward, rng = engine.Forward(teacher), np.random.default_rng(0)
+    forward, rng = Forward(teacher), np.random.default_rng(0)
     seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
     for number in range(REPEATS + 2):
         ids = torch.from_numpy(rng.integers(1, case["vocabulary"], (BATCH, BLOCK)))
@@ -74,7 +77,7 @@ def timed(name: str, case: dict[str, Any]) -> list[dict[str, Any]]:
             "case": name,
             "arm": learner.arm,
             "parameters": sum(parameter.numel() for parameter in learner.model.parameters()),
-            "layer_pairs": len(learners[1].pairs),
+            "layer_pairs": len(learners[1].alignment.pairs),
             "tokens": BATCH * BLOCK,
             "bf16": run.bf16,
             "median_s": statistics.median(seconds[learner.arm][2:]),
@@ -100,7 +103,7 @@ def peak_bytes(name: str, arm: str) -> int:
 def child(name: str, arm: str) -> None:
     before = _rss_bytes("VmRSS")
     teacher, (learner,), run = prepared(CASES[name], (arm,))
-    forward = engine.Forward(teacher)
+    forward = Forward(teacher)
     ids = torch.from_numpy(np.random.default_rng(0).integers(1, CASES[name]["vocabulary"], (BATCH, BLOCK)))
     for number in range(3):
         step(forward, learner, ids, run, number)

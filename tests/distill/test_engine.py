@@ -10,12 +10,16 @@ import torch
 from featkd import spec
 from featkd.align.head import plain_logits
 from featkd.child import run_child
-from featkd.distill import engine
+from featkd.distill import batches, engine
+from featkd.distill.batches import mean_loss
+from featkd.distill.forward import Forward
+from featkd.distill.runtime import Runtime
 from featkd.errors import InputError, RunError
 from featkd.models import student, teacher
+from featkd.teaching import Distillation
 
 TRAINING = spec.Optimisation(tokens=8 * 4 * 32, batch_size=4, learning_rate=3e-3)
-RUN = engine.Runtime("cpu", bf16=False)
+RUN = Runtime("cpu", bf16=False)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +28,7 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("distill")
     tiny_models.save("llama", root / "teacher")
     rng = np.random.default_rng(0)
-    for part, blocks in (("train", 24), ("valid", 4)):
+    for part, blocks in (("train", 24), ("valid", 16)):
         ids = rng.integers(1, 300, (blocks, 32), dtype=np.int32)
         np.save(root / f"{part}.npy", np.stack([ids, ids]))
     return root
@@ -33,13 +37,13 @@ def folder(tmp_path_factory):
 def students(folder, arms, size=None):
     size = size or spec.Student(name="s", layers=1, hidden_size=16, heads=2, intermediate_size=32)
     made = teacher.load(folder / "teacher")
-    return made, [engine.Learner(arm, arm, student.build(size, made, 0)[0], 0) for arm in arms]
+    return made, [engine.Learner(arm, arm, student.build(size, made, 0)[0], 0, size.name) for arm in arms]
 
 
 def train(folder, arms, size=None, training=TRAINING, distillation=None):
     made, learners = students(folder, arms, size)
     blocks = [np.load(folder / f"{part}.npy") for part in ("train", "valid")]
-    distillation = distillation or spec.Distillation()
+    distillation = distillation or Distillation()
     engine.train(learners, made, *blocks, training, distillation, RUN, lambda **fields: None)
     return {learner.arm: learner for learner in learners}
 
@@ -66,7 +70,7 @@ def test_all_arms_start_from_the_same_weights(folder):
 
 
 def test_without_weights_feature_kd_is_logit_kd(folder):
-    none = spec.Distillation(l2_weight=0, direction_weight=0, norm_weight=0)
+    none = Distillation(l2_weight=0, direction_weight=0, norm_weight=0)
     found = train(folder, ["logit-kd", "feature-kd"], distillation=none)
     assert same(weights(found["logit-kd"]), weights(found["feature-kd"]))
 
@@ -91,16 +95,16 @@ def test_the_teacher_does_not_change(folder):
     made, learners = students(folder, ["feature-kd"])
     before = {name: value.clone() for name, value in made.state_dict().items()}
     blocks = [np.load(folder / f"{part}.npy") for part in ("train", "valid")]
-    engine.train(learners, made, *blocks, TRAINING, spec.Distillation(), RUN, lambda **fields: None)
+    engine.train(learners, made, *blocks, TRAINING, Distillation(), RUN, lambda **fields: None)
     assert same(before, made.state_dict())
 
 
 def test_positions_that_are_not_learned_count_for_nothing(folder):
     ids = np.load(folder / "valid.npy")[0][:2]
     labels = ids.copy()
-    labels[:, :20] = engine.IGNORED
+    labels[:, :20] = batches.IGNORED
     model = students(folder, ["sft"])[1][0].model
-    full = engine.evaluate(engine.Forward(model), np.stack([ids, labels]), RUN, batch_size=16)
+    full = mean_loss(batches.block_losses(Forward(model), np.stack([ids, labels]), RUN, batch_size=16))
     by_hand = torch.nn.functional.cross_entropy(
         model(input_ids=torch.from_numpy(ids.astype(np.int64))).logits[:, 19:-1].reshape(-1, model.config.vocab_size),
         torch.from_numpy(ids[:, 20:].astype(np.int64)).reshape(-1),
@@ -111,15 +115,16 @@ def test_positions_that_are_not_learned_count_for_nothing(folder):
 def test_blocks_without_a_learned_token_are_passed_over(folder):
     ids = np.load(folder / "valid.npy")[0]
     labels = ids.copy()
-    labels[2:] = engine.IGNORED
-    forward = engine.Forward(students(folder, ["sft"])[1][0].model)
-    part = engine.evaluate(forward, np.stack([ids[:2], labels[:2]]), RUN, batch_size=2)
-    assert engine.evaluate(forward, np.stack([ids, labels]), RUN, batch_size=2) == pytest.approx(part)
+    labels[2:] = batches.IGNORED
+    forward = Forward(students(folder, ["sft"])[1][0].model)
+    part = mean_loss(batches.block_losses(forward, np.stack([ids[:2], labels[:2]]), RUN, batch_size=2))
+    assert mean_loss(batches.block_losses(forward, np.stack([ids, labels]), RUN, batch_size=2)) == pytest.approx(part)
 
 
 def test_validation_takes_no_larger_batch_than_training(folder, monkeypatch):
     taken = []
-    monkeypatch.setattr(engine, "evaluate", lambda forward, blocks, run, batch_size: taken.append(batch_size) or 1.0)
+    nothing = np.ones((1, 2))
+    monkeypatch.setattr(engine, "block_losses", lambda forward, blocks, run, size: taken.append(size) or nothing)
     train(folder, ["sft"])
     assert set(taken) == {TRAINING.batch_size}
 
@@ -127,9 +132,9 @@ def test_validation_takes_no_larger_batch_than_training(folder, monkeypatch):
 def test_an_accelerator_is_waited_for_before_the_clock_is_read(monkeypatch):
     waited = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(True))
-    engine._clock(RUN)
+    RUN.clock()
     assert not waited
-    engine._clock(engine.Runtime("cuda", bf16=False))
+    Runtime("cuda", bf16=False).clock()
     assert waited
 
 
@@ -223,7 +228,7 @@ def test_logits_of_kept_positions_are_the_model_s_own(kind, tmp_path):
     made = teacher.load(tiny_models.save(kind, tmp_path)).eval()
     ids = torch.arange(12).reshape(2, 6) + 1
     keep = torch.tensor([[0, 1, 1, 0, 0, 1], [1, 0, 0, 0, 0, 1]], dtype=torch.bool)
-    forward = engine.Forward(made)
+    forward = Forward(made)
     assert forward.plain
     with torch.no_grad():
         found = plain_logits(forward(ids, keep).states, forward.head)
@@ -235,7 +240,7 @@ def test_a_family_with_other_logits_goes_through_its_own_forward(tmp_path, monke
     own = type(made.lm_head).forward
     monkeypatch.setattr(type(made.lm_head), "forward", lambda self, x: own(self, x) ** 3)
     ids, keep = torch.arange(12).reshape(2, 6) + 1, torch.ones(2, 6, dtype=torch.bool)
-    forward = engine.Forward(made)
+    forward = Forward(made)
     assert not forward.plain
     with torch.no_grad():
         found = plain_logits(forward(ids, keep).states, forward.head)

@@ -1,0 +1,64 @@
+"""Batches of token blocks, what is learned of them, and held-out losses over them."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from featkd.align.head import token_losses
+from featkd.distill.forward import Forward
+from featkd.distill.runtime import Runtime
+
+IGNORED = -100
+DATA_SEED = 0
+
+
+def batches(blocks: np.ndarray, batch_size: int, steps: int) -> Iterator[np.ndarray]:
+    """The same batches in the same order for everyone: shuffled epochs, from a fixed seed."""
+    rng = np.random.default_rng(DATA_SEED)
+    order = np.empty(0, dtype=np.int64)
+    for _ in range(steps):
+        while len(order) < batch_size:
+            order = np.concatenate([order, rng.permutation(blocks.shape[1])])
+        chosen, order = order[:batch_size], order[batch_size:]
+        yield blocks[:, chosen]
+
+
+def on_device(blocks: np.ndarray, run: Runtime) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ids, labels) [batch, block] of blocks int32 [2, batch, block]."""
+    ids, labels = (torch.from_numpy(part.astype(np.int64)).to(run.device) for part in blocks)
+    return ids, labels
+
+
+def learned(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """keep [batch, block]: positions whose next token is learned; targets: those next tokens [tokens]."""
+    following = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+    keep = following != IGNORED
+    return keep, following[keep]
+
+
+@torch.no_grad()
+def block_losses(forward: Forward, blocks: np.ndarray, run: Runtime, batch_size: int) -> np.ndarray:
+    """Cross-entropy of every block with a learned token: its sum in nats and its tokens, [blocks, 2]."""
+    forward.model.eval()
+    found = [np.empty((0, 2))]
+    for start in range(0, blocks.shape[1], batch_size):
+        ids, labels = on_device(blocks[:, start : start + batch_size], run)
+        keep, targets = learned(labels)
+        if not len(targets):
+            continue
+        with run.autocast():
+            losses = token_losses(forward(ids, keep).states, forward.head, targets)
+        per_block = torch.zeros(len(ids), device=ids.device, dtype=torch.float64)
+        per_block.index_add_(0, keep.nonzero()[:, 0], losses.double())
+        both = torch.stack([per_block, keep.sum(1).double()], 1)
+        found.append(both[both[:, 1] > 0].cpu().numpy())
+    forward.model.train()
+    return np.concatenate(found)
+
+
+def mean_loss(losses: np.ndarray) -> float:
+    """Nats per token of `block_losses`."""
+    total, tokens = losses.sum(axis=0)
+    return float(total / max(tokens, 1))

@@ -1,0 +1,38 @@
+"""Where and in which arithmetic training runs."""
+
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from featkd import spec
+
+
+@dataclass
+class Runtime:
+    device: str
+    bf16: bool
+
+    def autocast(self) -> Any:
+        return torch.autocast(self.device, dtype=torch.bfloat16) if self.bf16 else nullcontext()
+
+    def clock(self) -> float:
+        """Seconds, once the accelerator has done what was asked of it: so each model pays for its own work."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.monotonic()
+
+
+def runtime(compute: spec.Compute) -> Runtime:
+    """As the spec wants it. Sets the number of CPU threads."""
+    torch.set_num_threads(compute.threads or torch.get_num_threads())
+    device = compute.device if compute.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    return Runtime(device, compute.precision == "bf16" or (compute.precision == "auto" and fast_bf16(device)))
+
+
+def fast_bf16(device: str) -> bool:
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

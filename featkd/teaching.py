@@ -1,0 +1,78 @@
+"""The section of a spec that says what a student learns from. Formulas and sources: featkd/align/README.md."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints, model_validator
+
+from featkd.judging import Section
+
+LayerMap = Annotated[str, StringConstraints(pattern=r"^(uniform|auto|last-[1-9][0-9]*)$")]
+TERMS = ("l2_weight", "direction_weight", "norm_weight", "nd_weight", "gram_weight", "cka_weight", "relation_weight")
+WITH_PROJECTOR = ("l2_weight", "direction_weight", "nd_weight")
+
+
+class Distillation(Section):
+    """What the arms add to plain fine-tuning."""
+
+    objective: Literal["forward-kl", "reverse-kl", "jsd", "skew-kl", "skew-reverse-kl"] = Field(
+        "forward-kl", description="Divergence between teacher and student; forward-kl was best in arXiv 2407.14679."
+    )
+    mix: float = Field(
+        0.5, ge=0, le=1, description="Share b of the mixture in jsd and the skewed ones (0.1 in arXiv 2402.03898)."
+    )
+    top_k: int | None = Field(
+        None, ge=1, description="forward-kl on the teacher's k likeliest tokens and one bucket for all others."
+    )
+    temperature: float = Field(1.0, gt=0, description="Softens both distributions; 1 was best in arXiv 2407.14679.")
+    ce_weight: float = Field(0.1, ge=0, le=1, description="Weight of cross-entropy beside the distillation loss.")
+    l2_weight: float = Field(0.05, ge=0, description="Weight of the projected L2, relative to the teacher's norm.")
+    direction_weight: float = Field(1.0, ge=0, description="Weight of 1 - cosine.")
+    norm_weight: float = Field(0.1, ge=0, description="Weight of the squared relative norm error at the best scale.")
+    nd_weight: float = Field(0.0, ge=0, description="Weight of the norm-and-direction term (arXiv 2305.17007).")
+    gram_weight: float = Field(0.0, ge=0, description="Weight of the difference of token similarities; no projector.")
+    cka_weight: float = Field(0.0, ge=0, description="Weight of 1 - linear CKA; no projector (arXiv 1905.00414).")
+    relation_weight: float = Field(
+        0.0, ge=0, description="Weight of the Q, K, V relations of the last pair's blocks (arXiv 2012.15828)."
+    )
+    relation_heads: int = Field(4, ge=1, description="Relation heads; must divide the widths of Q, K, V on both sides.")
+    projector: Literal["auto", "none", "linear", "orthonormal", "pca", "low-rank", "mlp"] = Field(
+        "auto", description="From the student's width to the teacher's. auto: linear, none between equal widths."
+    )
+    projector_rank: int | None = Field(
+        None, ge=1, description="Rank of projector: low-rank. Default: a quarter of the smaller width."
+    )
+    projector_frozen: float = Field(
+        1 / 3, ge=0, le=1, description="Share of training in which projector: pca stays as fitted."
+    )
+    layer_pairs: list[tuple[int, int]] | LayerMap = Field(
+        "uniform",
+        description="(student, teacher) hidden-state indices, 0 the embedding; uniform: embedding, 1/3 and 2/3 of the "
+        "depth; last-k: the k blocks before the last; auto: the student layers of uniform, each with the teacher layer "
+        "most similar to it (CKA).",
+    )
+    balance: Literal["fixed", "dynamic"] = Field(
+        "fixed", description="dynamic: feature terms are scaled to weigh as much as the distillation loss, each step."
+    )
+    decay: float = Field(0.25, ge=0, le=1, description="Feature terms fade to zero over this last share of training.")
+    guard: bool = Field(
+        True,
+        description="Drop the feature terms for good when the same student without them does better on held-out text.",
+    )
+
+    @model_validator(mode="after")
+    def _coherent(self) -> "Distillation":
+        if self.top_k and self.objective != "forward-kl":
+            raise ValueError(f"top_k: goes with objective: forward-kl, not with {self.objective}")
+        if self.projector_rank and self.projector != "low-rank":
+            raise ValueError(f"projector_rank: goes with projector: low-rank, not with {self.projector}")
+        if self.relation_weight and isinstance(self.layer_pairs, list) and 0 in (self.layer_pairs or [(0, 0)])[-1]:
+            raise ValueError("relation_weight: takes the last of layer_pairs, which has no block: write one above 0")
+        return self
+
+    @property
+    def has_features(self) -> bool:
+        return any(getattr(self, term) for term in TERMS)
+
+    @property
+    def has_projector(self) -> bool:
+        return any(getattr(self, term) for term in WITH_PROJECTOR)
