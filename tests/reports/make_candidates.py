@@ -5,6 +5,7 @@ import random
 
 from featkd.result import (
     Agreement,
+    Alignment,
     Candidate,
     Comparison,
     Decision,
@@ -28,6 +29,7 @@ ACCURACY = {
 }
 TTFT_MS = {"teacher": 18.37, "sft": 6.21, "logit-kd": 6.24, "feature-kd": 6.19}
 DECODE = {"teacher": 131.6, "sft": 402.3, "logit-kd": 399.8, "feature-kd": 403.1}
+ALIGNMENT = Alignment(layer_map="uniform", layer_pairs=[(0, 0), (1, 2)], projector="linear", guarded=True)
 VERDICTS = {"sft": "no-go", "logit-kd": "inconclusive", "feature-kd": "go"}
 
 
@@ -57,6 +59,7 @@ def candidate(arm: str, size: str = "s", precision: str = "fp32", shrink: float 
             parameters=11_412_480,
             weights_sha256=digest("weights" + arm + size),
             curve=curve(arm, tokens, shrink),
+            alignment=ALIGNMENT if arm == "feature-kd" else None,
         ),
         parity=Parity(passed=True, max_abs_difference=2.1e-5, tolerance=1e-4, argmax_agreement=1.0, tokens=512),
         quality=Quality(tasks=quality),

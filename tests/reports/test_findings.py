@@ -4,8 +4,9 @@ import make_results
 import pytest
 from lxml import html
 
+from featkd.align.projectors import KINDS
 from featkd.result import Decision, GateOutcome, Interval, Quality, Recommendation
-from reports import findings, limits, text, view
+from reports import alignment, findings, limits, text, view
 from reports.page import render, summary_markdown
 
 EN, JA = text.load("en"), text.load("ja")
@@ -137,3 +138,32 @@ def test_a_no_names_the_student_that_comes_closest_and_what_it_fails():
         "“Quality retained: Routing to the right topic”."
     )
     assert "最も近いのは feature-kd で、満たさない基準は「" in findings.verdict_sentence(result, JA)
+
+
+def aligned(**update):
+    training = make_results.full().candidates["feature-kd"].training
+    changed = training.model_copy(update={"alignment": training.alignment.model_copy(update=update)})
+    return with_student(make_results.full(), "feature-kd", training=changed)
+
+
+def test_a_page_tells_how_states_were_aligned_and_what_the_guard_did():
+    (said,) = alignment.stated(aligned(), EN)
+    assert said.startswith(
+        "feature-kd: Inner states were aligned between student layer 0 and teacher layer 0 and student"
+    )
+    assert "learned linear projection" in said and "was kept to its planned end" in said
+    (dropped,) = alignment.stated(aligned(dropped_at=0.417), EN)
+    assert "After 42% of the training the same student without this alignment did better" in dropped
+    (auto,) = alignment.stated(aligned(layer_map="auto", similarity=[0.913, 0.5], guarded=False), EN)
+    assert "(similarity 0.91)" in auto and "by similarity" in auto and "was not watched" in auto
+    assert "学習の 42% の時点で" in alignment.stated(aligned(dropped_at=0.417), JA)[0]
+    page = html.fromstring(render(aligned(), "en"))
+    assert page.xpath("//section[@id='glossary']") and page.xpath("//a[@href='#glossary']")
+
+
+def test_every_code_of_an_alignment_has_words():
+    for t in (EN, JA):
+        for kind in KINDS[1:]:
+            assert t.known("projector", kind), kind
+        for layer_map in ("uniform", "last", "auto", "given"):
+            assert t.known("layer_map", layer_map), layer_map
