@@ -53,7 +53,6 @@ def case(tokens, widths, vocabulary, seed=0, bias=False, scale=1.0, softcaps=(No
 def small_blocks(monkeypatch):
     """So that small tensors, too, are taken in several blocks, tiles and chunks."""
     monkeypatch.setattr(fused, "BLOCK", 4)
-    monkeypatch.setattr(fused, "GROUP", 3)
     monkeypatch.setattr(fused, "TILE_BYTES", {"cpu": 400, "cuda": 400})
 
 
