@@ -1,14 +1,16 @@
 # make poc    install what is missing and run the default PoC to a finished report
 # make test   the tests that a change must pass; make test-slow the long ones
 # make ui     MLflow's pages for the runs made here
-# make bench-features   a benchmark; QUICK=1 tries it in a minute
+# make bench-features   a benchmark; QUICK=1 tries it in a minute. bench-head has rivals, in a .venv-bench of their own
+# make bench-norms   the form of the norm term: a search of about half an hour
 SHELL := /bin/bash
 BIN := .venv/bin
 SPEC ?= flows/specs/default.yaml
 PIP_OPTIONS ?=
 UV := uv==0.13.9
+LOCK := --universal --no-header --no-annotate pyproject.toml
 
-.PHONY: poc test test-slow ui bench-features lint lock clean
+.PHONY: poc test test-slow ui bench-features bench-head bench-norms lint lock clean
 .DEFAULT_GOAL := poc
 
 poc: .venv/.installed
@@ -26,19 +28,31 @@ ui: .venv/.installed
 bench-features: .venv/.installed
 	@$(BIN)/python tests/benchmarks/features.py
 
+bench-norms: .venv/.installed
+	@$(BIN)/python tests/benchmarks/norms.py
+
+bench-head: .venv-bench/.installed
+	@.venv-bench/bin/python tests/benchmarks/head.py
+
 lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 
 lock: .venv/.installed
 	$(BIN)/python -m pip install -q '$(UV)'
-	$(BIN)/uv pip compile --universal --all-extras --no-header --no-annotate pyproject.toml -o constraints.txt
+	$(BIN)/uv pip compile $(LOCK) --extra dev -o constraints.txt
+	$(BIN)/uv pip compile $(LOCK) --extra bench -c constraints.txt -o tests/benchmarks/constraints.txt
 
 clean:
-	rm -rf .venv *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-bench *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+
+# Rivals are pinned to what fits the product's pins (make lock): they never decide them.
+.venv/.installed: INSTALL = -c constraints.txt -e '.[dev]'
+.venv-bench/.installed: INSTALL = -c tests/benchmarks/constraints.txt -e '.[bench]'
+.venv-bench/.installed: tests/benchmarks/constraints.txt
 
 # Everything goes to stderr: the last line on stdout is the JSON document of the command that wanted the folder.
-.venv/.installed: pyproject.toml constraints.txt
+.venv/.installed .venv-bench/.installed: pyproject.toml constraints.txt
 	@exec 1>&2; \
 	for python in python3.13 python3.12 python3.11 python3.14 python3; do \
 	    if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null; then \
@@ -46,6 +60,6 @@ clean:
 	    fi; \
 	done; \
 	if [ -z "$$found" ]; then echo 'featkd needs Python 3.11 to 3.14 on the PATH'; exit 1; fi; \
-	[ -x $(BIN)/python ] || $$found -m venv .venv || { rm -rf .venv; exit 1; }; \
-	echo 'installing the pinned dependencies into .venv (one to several minutes)'; \
-	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e '.[dev]' && touch $@
+	[ -x $(@D)/bin/python ] || $$found -m venv $(@D) || { rm -rf $(@D); exit 1; }; \
+	echo 'installing the pinned dependencies into $(@D) (one to several minutes)'; \
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check $(PIP_OPTIONS) $(INSTALL) && touch $@
