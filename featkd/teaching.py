@@ -1,14 +1,27 @@
 """The section of a spec that says what a student learns from. Formulas and sources: featkd/align/README.md."""
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from featkd.judging import Section
 
-LayerMap = Annotated[str, StringConstraints(pattern=r"^(uniform|auto|last-[1-9][0-9]*)$")]
 TERMS = ("l2_weight", "direction_weight", "norm_weight", "nd_weight", "gram_weight", "cka_weight", "relation_weight")
+OUTPUTS = {"objective", "mix", "top_k", "temperature", "ce_weight"}
 WITH_PROJECTOR = ("l2_weight", "direction_weight", "nd_weight")
+
+
+def _layer_map(value: Any) -> Any:
+    if isinstance(value, str) and re.fullmatch(r"uniform|auto|last-[1-9][0-9]*", value):
+        return value
+    pairs = value if isinstance(value, list) else [None]
+    if all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+        return value
+    raise ValueError(
+        "write uniform, auto, last-2 or the like, or pairs of hidden-state indices of student and teacher: "
+        "[[0, 0], [1, 2]]"
+    )
 
 
 class Distillation(Section):
@@ -44,7 +57,7 @@ class Distillation(Section):
     projector_frozen: float = Field(
         1 / 3, ge=0, le=1, description="Share of training in which projector: pca stays as fitted."
     )
-    layer_pairs: list[tuple[int, int]] | LayerMap = Field(
+    layer_pairs: Annotated[list[tuple[int, int]] | str, BeforeValidator(_layer_map)] = Field(
         "uniform",
         description="(student, teacher) hidden-state indices, 0 the embedding; uniform: embedding, 1/3 and 2/3 of the "
         "depth; last-k: the k blocks before the last; auto: the student layers of uniform, each with the teacher layer "
@@ -76,3 +89,9 @@ class Distillation(Section):
     @property
     def has_projector(self) -> bool:
         return any(getattr(self, term) for term in WITH_PROJECTOR)
+
+    def relevant(self, arm: str) -> dict[str, Any] | None:
+        """What an arm's weights depend on, as plain JSON values: logit-kd knows nothing of feature terms."""
+        if arm == "sft":
+            return None
+        return self.model_dump(mode="json", include=None if arm == "feature-kd" else OUTPUTS)

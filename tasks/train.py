@@ -96,7 +96,7 @@ def _wanted(context: Context, teacher: Model, blocks: Artefact) -> list[dict[str
                     "teacher": teacher.digest,
                     "tokens": blocks.key,
                     "training": spec.training.model_dump(mode="json"),
-                    "distillation": None if arm == "sft" else spec.distillation.model_dump(mode="json"),
+                    "distillation": spec.distillation.relevant(arm),
                     "compute": _compute(context),
                     "machine": _machine(),
                 }

@@ -7,6 +7,7 @@ import yaml
 
 from featkd import spec, specfile
 from featkd.errors import InputError
+from featkd.teaching import Distillation
 
 SPECS = Path(__file__).parents[1] / "flows" / "specs"
 
@@ -44,6 +45,14 @@ def tree(**changes):
         ({"cost": {"utilisation": 1.5}}, "utilisation: 1.5 must be above 0 and at most 1"),
         ({"cost": {"usd_per_hour": float("nan")}}, "cost.usd_per_hour"),
         ({"quality": {"tasks": ["heldout_routing"]}}, "heldout_routing needs data.label_field"),
+        ({"distillation": {"layer_pairs": "first"}}, "distillation.layer_pairs: write uniform, auto, last-2 or"),
+        ({"distillation": {"layer_pairs": [[0]]}}, "distillation.layer_pairs: write uniform, auto, last-2 or"),
+        ({"distillation": {"top_k": 3, "objective": "jsd"}}, "top_k: goes with objective: forward-kl"),
+        ({"distillation": {"projector_rank": 3}}, "projector_rank: goes with projector: low-rank, not with auto"),
+        (
+            {"distillation": {"relation_weight": 1, "layer_pairs": [[1, 1], [0, 0]]}},
+            "relation_weight: takes the last of layer_pairs, which has no block",
+        ),
     ],
 )
 def test_wrong_specs_get_one_line_that_names_the_field(changes, expected):
@@ -88,6 +97,13 @@ def test_the_digest_sees_every_value_and_no_order():
     one, same = specfile.validate(tree()), specfile.validate(dict(reversed(tree().items())))
     other = specfile.validate(tree(cost={"usd_per_hour": 9}))
     assert one.digest() == same.digest() != other.digest()
+
+
+def test_an_arm_depends_on_its_own_options_alone():
+    plain, other = (Distillation(norm_weight=weight) for weight in (0.1, 0.2))
+    assert plain.relevant("sft") is None
+    assert plain.relevant("logit-kd") == other.relevant("logit-kd") != Distillation(top_k=3).relevant("logit-kd")
+    assert plain.relevant("feature-kd") != other.relevant("feature-kd")
 
 
 def test_candidates_have_plain_names_with_one_size_and_full_names_with_several():

@@ -3,29 +3,29 @@
     logits = softcap(scale * (W h + bias)),  softcap(z) = cap * tanh(z / cap)
     loss   = T^2 * divergence(teacher, student) + ce_weight * cross-entropy      mean over tokens, nats
 
-Logits are the largest tensors of a step; here at most `budget_bytes` of them exist at a time. Tokens come in chunks as
-large as the budget allows (the matrix products want them large), their logits in tiles that stay in the processor's
-cache (a dozen steps follow each other on the same numbers). The gradient is computed with the loss, in closed form and
-in the place of the logits, so that nothing of the vocabulary's width is kept for the backward pass, and no logit is
-computed twice: 6 d V + 2 D V operations per token for widths d and D, those of the matrix products.
+Logits are the largest tensors of a step; here no more than `budget_bytes` of them exist at a time, whatever the number
+of tokens. Tokens come in chunks as large as the budget allows (the matrix products want them large), their logits in
+tiles that stay in the processor's cache (a dozen steps follow each other on the same numbers). The gradient is computed
+with the loss, in closed form and in the place of the logits, so that nothing of the vocabulary's width is kept for the
+backward pass, and no logit is computed twice: 6 d V + 2 D V operations per token for widths d and D, those of the
+matrix products.
 
 Logits and everything made of them are float32, also when states and weights are bf16.
 """
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from featkd.align.logits import DIVERGENCES, Softmax, softmax, top_k_and_tail
+from featkd.align.products import add_by_weight, by_states, held_per_token, slices, times_transposed
 from featkd.errors import InputError
 
-BUDGET_BYTES = 64 << 20
+BUDGET_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
 TILE_BYTES = {"cpu": 1 << 20, "cuda": 64 << 20}
+FEWEST_TOKENS = 128  # whatever the vocabulary: with fewer the matrix products are slow
 TILES = 8  # the most that the steps on one tile hold at a time
-BLOCK = 2048  # rows of W per product on a processor
-ONE_DNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 class Head(NamedTuple):
@@ -84,7 +84,7 @@ def fused_loss(
     targets: torch.Tensor,
     teacher: OnlineTeacher | TopKTeacher | None = None,
     objective: Objective = FORWARD_KL,
-    budget_bytes: int = BUDGET_BYTES,
+    budget_bytes: int | None = None,
 ) -> torch.Tensor:
     """The loss, a scalar in nats per token. Its gradient reaches the student's states, weight and bias alone.
 
@@ -92,6 +92,8 @@ def fused_loss(
         hidden: the student's states before the head at the tokens to be learned, [tokens, hidden].
         targets: the next tokens' ids [tokens].
         teacher: what to learn from; None: cross-entropy alone, whatever the objective says.
+        budget_bytes: for logits and what is made of them. By default 64 MB on a processor and 1 GB on an accelerator,
+            or more where that is not enough for 128 tokens (162 MB for a vocabulary of 152k).
 
     Raises InputError where shapes do not fit each other or no token is left.
     """
@@ -105,7 +107,7 @@ def fused_loss(
 def token_losses(hidden: torch.Tensor, head: Head, targets: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of every token, nats [tokens]. Arguments and errors as for `fused_loss`."""
     _check(hidden, head, targets, None)
-    return _run(hidden, head, targets, None, CROSS_ENTROPY, BUDGET_BYTES, (False,) * 3)[0]
+    return _run(hidden, head, targets, None, CROSS_ENTROPY, None, (False,) * 3)[0]
 
 
 class _Head(torch.autograd.Function):
@@ -119,7 +121,7 @@ class _Head(torch.autograd.Function):
         targets: torch.Tensor,
         teacher: OnlineTeacher | TopKTeacher | None,
         objective: Objective,
-        budget_bytes: int,
+        budget_bytes: int | None,
     ) -> torch.Tensor:
         losses, *gradients = _run(hidden, head, targets, teacher, objective, budget_bytes, ctx.needs_input_grad[:3])
         inputs = (hidden, weight, bias)
@@ -138,7 +140,7 @@ def _run(
     targets: torch.Tensor,
     teacher: OnlineTeacher | TopKTeacher | None,
     objective: Objective,
-    budget_bytes: int,
+    budget_bytes: int | None,
     wanted: tuple[bool, ...],
 ) -> Found:
     """Losses [tokens] and, as `wanted`, the gradients of their mean by states, weight and bias."""
@@ -156,7 +158,7 @@ def _chunks(
     targets: torch.Tensor,
     teacher: OnlineTeacher | TopKTeacher | None,
     objective: Objective,
-    budget_bytes: int,
+    budget_bytes: int | None,
     wanted: tuple[bool, ...],
 ) -> Found:
     tokens, vocabulary, device = len(hidden), _vocabulary(hidden, head), hidden.device
@@ -167,18 +169,19 @@ def _chunks(
     tile = max(1, TILE_BYTES[device.type] // (4 * vocabulary))
     online = isinstance(teacher, OnlineTeacher)
     made = online and (teacher.head.weight is not None or teacher.head.scale != objective.temperature)
-    room = budget_bytes - TILES * 4 * vocabulary * min(tile, tokens)
-    chunk = max(1, room // (4 * vocabulary * (1 + made)))
-    chunk = min(chunk, tokens)
+    per_token = vocabulary * (1 + made) + held_per_token(head.weight)  # float32 numbers
+    budget = BUDGET_BYTES[device.type] if budget_bytes is None else budget_bytes
+    room = budget // 4 - TILES * vocabulary * min(tile, tokens)
+    chunk = min(max(FEWEST_TOKENS if budget_bytes is None else 1, room // per_token), tokens)
     buffers = torch.empty(1 + made, chunk, vocabulary, dtype=torch.float32, device=device)
     factor = head.scale / tokens
-    for rows in _slices(tokens, chunk):
+    for rows in slices(tokens, chunk):
         states = hidden[rows]
         z = _raw_logits(states, head, objective.temperature, buffers[0, : len(states)])
         if online:
             u = teacher.hidden[rows]
             u = _raw_logits(u, teacher.head, objective.temperature, buffers[1, : len(u)]) if made else u.float()
-        for part in _slices(len(z), tile):
+        for part in slices(len(z), tile):
             at = slice(rows.start + part.start, rows.start + part.stop)
             if online:
                 signal = _softcap(u[part], teacher.head.softcap, objective.temperature)
@@ -186,9 +189,9 @@ def _chunks(
                 signal = teacher and (teacher.log_p[at], teacher.ids[at])
             losses[at] = _tile(z[part], head.softcap, signal, targets[at], objective)
         if by_hidden is not None:
-            by_hidden[rows] = _by_states(z, head.weight).mul_(factor)
+            by_hidden[rows] = by_states(z, head.weight).mul_(factor)
         if by_weight is not None:
-            _add_by_weight(by_weight, z, states, factor, first=rows.start == 0)
+            add_by_weight(by_weight, z, states, factor, first=rows.start == 0)
         if by_bias is not None:
             by_bias.add_(z.sum(0), alpha=factor)
     return losses, by_hidden, by_weight, by_bias
@@ -237,67 +240,8 @@ def _raw_logits(states: torch.Tensor, head: Head, t: float, out: torch.Tensor) -
     """scale * (W h + bias) / T, float32, in `out` [tokens, vocabulary]."""
     if head.weight is None:
         return torch.mul(states, head.scale / t, out=out)
-    _times_transposed(states, head.weight, head.scale / t, out)
+    times_transposed(states, head.weight, head.scale / t, out)
     return out if head.bias is None else out.add_(head.bias.float(), alpha=head.scale / t)
-
-
-def _times_transposed(states: torch.Tensor, weight: torch.Tensor, factor: float, out: torch.Tensor) -> None:
-    """out = factor * states weight^T."""
-    if states.is_cuda:
-        _product(states, weight.T, out).mul_(factor)
-        return
-    x = states.float() * factor
-    for block in _slices(len(weight), BLOCK):
-        rows = weight[block].float()
-        if ONE_DNN:  # with few tokens up to twice as fast as torch.mm
-            out[:, block] = torch.ops.mkldnn._linear_pointwise(x, rows, None, "none", [], "")
-        else:
-            torch.mm(x, rows.T, out=out[:, block])
-
-
-def _by_states(gradient: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
-    """gradient W [tokens, hidden], float32."""
-    if weight is None:
-        return gradient
-    if gradient.is_cuda:
-        return _product(gradient.to(weight.dtype), weight)
-    total = torch.zeros(len(gradient), weight.shape[1])
-    whole = len(weight) // BLOCK * BLOCK if weight.dtype == torch.float32 else 0
-    if whole:  # sums over parts of the vocabulary side by side: a third faster than one long sum
-        parts = gradient[:, :whole].unflatten(1, (-1, BLOCK)).movedim(1, 0)
-        total = torch.bmm(parts, weight[:whole].unflatten(0, (-1, BLOCK))).sum(0)
-    for block in _slices(len(weight) - whole, BLOCK):
-        rows = slice(whole + block.start, whole + block.stop)
-        total.addmm_(gradient[:, rows], weight[rows].float())
-    return total
-
-
-def _add_by_weight(
-    total: torch.Tensor, gradient: torch.Tensor, states: torch.Tensor, factor: float, first: bool
-) -> None:
-    """total (+)= factor * gradient^T states, float32."""
-    if gradient.is_cuda and states.dtype != torch.float32:
-        product = _product(gradient.to(states.dtype).T, states).mul_(factor)
-        total.copy_(product) if first else total.add_(product)
-    else:
-        total.addmm_(gradient.T, states.float(), beta=float(not first), alpha=factor)
-
-
-def _product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    """a b in float32, also of bf16 factors (on an accelerator, whose own output type would round the logits)."""
-    return torch.mm(a, b, out=out) if a.dtype == torch.float32 else torch.mm(a, b, out_dtype=torch.float32, out=out)
-
-
-def _cast(states: torch.Tensor, head: Head, dtype: torch.dtype | None) -> tuple[torch.Tensor, Head]:
-    """States and weight of one type: that of an autocast region, as for a linear layer, or else the weight's own."""
-    if head.weight is None:
-        return states, head
-    weight = head.weight.detach().to(dtype or head.weight.dtype)
-    return states.to(weight.dtype), head._replace(weight=weight)
-
-
-def _slices(length: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, length)) for start in range(0, length, size))
 
 
 def _vocabulary(hidden: torch.Tensor, head: Head) -> int:
@@ -326,3 +270,11 @@ def _check(hidden: torch.Tensor, head: Head, targets: torch.Tensor, teacher: Any
             f"vocabulary: {_vocabulary(*sides[0][1:])} of the student, {_vocabulary(*sides[1][1:])} of the teacher; "
             "slice both heads to what featkd.align.vocabulary.shared_vocabulary finds"
         )
+
+
+def _cast(states: torch.Tensor, head: Head, dtype: torch.dtype | None) -> tuple[torch.Tensor, Head]:
+    """States and weight of one type: that of an autocast region, as for a linear layer, or else the weight's own."""
+    if head.weight is None:
+        return states, head
+    weight = head.weight.detach().to(dtype or head.weight.dtype)
+    return states.to(weight.dtype), head._replace(weight=weight)

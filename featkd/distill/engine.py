@@ -80,8 +80,11 @@ def train(
     steps = max(1, math.ceil(training.tokens / (training.batch_size * block)))
     twins = _twins(learners, distillation)
     everyone = [*learners, *(twin for twin in twins.values() if twin not in learners)]
-    _prepare(everyone, teacher, train_blocks, training, distillation, run)
-    taught_by = Forward(teacher) if teacher is not None else None
+    if not (train_blocks[1][:, 1:] != IGNORED).any():
+        raise RunError("training: no token is learned: all labels are masked; check data.response_field and block_size")
+    rows = min(model.config.vocab_size for model in [*(one.model for one in everyone), teacher] if model is not None)
+    _prepare(everyone, teacher, train_blocks, training, distillation, rows, run)
+    taught_by = Forward(teacher, rows) if teacher is not None else None
     marks = {round(point * steps / CURVE_POINTS) for point in range(1, CURVE_POINTS + 1)} | {steps}
     teacher_seconds, started = 0.0, run.clock()
     for step, batch in enumerate(batches(train_blocks, training.batch_size, steps)):
@@ -96,10 +99,7 @@ def train(
             learner.seconds += run.clock() - clock
             losses.append(loss)
             if not math.isfinite(loss):
-                raise RunError(
-                    f"training: the loss of {learner.name} is {loss} at step {step + 1} of {steps}; lower the "
-                    f"learning_rate ({training.learning_rate:g}) or check the data"
-                )
+                raise _not_finite(learner, signal, loss, f"step {step + 1} of {steps}", training)
         done = (step + 1) * training.batch_size * block
         if step + 1 in marks:
             found = {
@@ -113,6 +113,18 @@ def train(
                 aligned.alignment.judge(_means(found[name]), _means(found[twin.name]), (step + 1) / steps)
         on_step(step=step + 1, steps=steps, loss=losses[0], tokens_per_s=done / (run.clock() - started))
     return {"teacher_seconds": teacher_seconds, "steps": steps, "tokens": steps * training.batch_size * block}
+
+
+def _not_finite(learner: Learner, signal: Signal, loss: float, where: str, training: spec.Optimisation) -> RunError:
+    if signal.outputs is not None and not torch.isfinite(signal.outputs.hidden).all():
+        return RunError(
+            f"teacher.model: its outputs are not finite at {where}, and nothing can be learned from them: check the "
+            "model, or write compute.precision: fp32"
+        )
+    return RunError(
+        f"training: the loss of {learner.name} is {loss} at {where}; lower the learning_rate "
+        f"({training.learning_rate:g}) or check the data"
+    )
 
 
 def _twins(learners: list[Learner], distillation: spec.Distillation) -> dict[str, Learner]:
@@ -144,13 +156,15 @@ def _prepare(
     train_blocks: np.ndarray,
     training: spec.Optimisation,
     distillation: spec.Distillation,
+    rows: int,
     run: Runtime,
 ) -> None:
+    """rows: the vocabulary that all models share; beyond it there is nothing but padding (align/vocabulary.py)."""
     if teacher is not None:
         teacher.to(run.device).eval().requires_grad_(False)
     for learner in learners:
         learner.model.to(run.device).train()
-        learner.forward = Forward(learner.model)
+        learner.forward = Forward(learner.model, rows)
         parameters = list(learner.model.parameters())
         if learner.arm == "feature-kd" and distillation.has_features:
             count = -(-PROBE_TOKENS // train_blocks.shape[2])

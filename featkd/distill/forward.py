@@ -18,21 +18,30 @@ class Forward:
     """The trunk, and beside it the head with what the family does to its logits: a scale, a soft cap.
 
     A family that does something else is found out on a small probe; then its own forward is used, its logits are the
-    states, and the head does nothing.
+    states, and the head does nothing. Logits beyond `rows` of the output embedding are padding, and left out.
     """
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, rows: int | None = None):
         self.model = model
-        self.head = head_of(model)
+        self.rows = rows
+        self._head = head_of(model)
         self.plain = self._is_plain()
         if not self.plain:
-            self.head = Head(None)
+            self._head = Head(None)
+
+    @property
+    def head(self) -> Head:
+        weight, bias = self._head.weight, self._head.bias
+        if weight is None or self.rows in (None, len(weight)):
+            return self._head
+        return self._head._replace(weight=weight[: self.rows], bias=None if bias is None else bias[: self.rows])
 
     def __call__(self, ids: torch.Tensor, keep: torch.Tensor, hidden: bool = False) -> Output:
         """ids [batch, block]; keep [batch, block] bool. Kept positions come in row-major order."""
         options = {"input_ids": ids, "use_cache": False, "output_hidden_states": hidden}
         found = (self.model.base_model if self.plain else self.model)(**options)
-        return Output((found.last_hidden_state if self.plain else found.logits)[keep], found.hidden_states)
+        states = found.last_hidden_state[keep] if self.plain else found.logits[keep][:, : self.rows]
+        return Output(states, found.hidden_states)
 
     @torch.no_grad()
     def _is_plain(self) -> bool:
@@ -42,7 +51,7 @@ class Forward:
             ids = torch.arange(4, device=self.model.device)[None]
             trunk = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
             logits = self.model(input_ids=ids, use_cache=False).logits
-            return torch.allclose(plain_logits(trunk, self.head), logits, atol=1e-5)
+            return torch.allclose(plain_logits(trunk, self._head), logits, atol=1e-5)
         except (AttributeError, TypeError):
             return False
         finally:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from test_logits import OBJECTIVES, bucketed, close, random, reference
 
 from featkd.align import head as fused
+from featkd.align import products
 from featkd.align.head import Head, Objective, OnlineTeacher, TopKTeacher, fused_loss
 from featkd.errors import InputError
 
@@ -52,7 +53,8 @@ def case(tokens, widths, vocabulary, seed=0, bias=False, scale=1.0, softcaps=(No
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """So that small tensors, too, are taken in several blocks, tiles and chunks."""
-    monkeypatch.setattr(fused, "BLOCK", 4)
+    monkeypatch.setattr(products, "BLOCK", 4)
+    monkeypatch.setattr(products, "PARTS", 3)
     monkeypatch.setattr(fused, "TILE_BYTES", {"cpu": 400, "cuda": 400})
 
 

@@ -18,7 +18,10 @@ EVIDENCE = Path(__file__).parents[2] / "reports" / "evidence"
 
 
 def write(name: str, rows: list[dict[str, Any]], summary: dict[str, Any], lead: str) -> None:
-    """reports/evidence/NAME.json and NAME.md; the summary is the last line on stdout."""
+    """reports/evidence/NAME.json and NAME.md; the summary is the last line on stdout.
+
+    name: that of the benchmark; on other hardware with a suffix, head.h100.
+    """
     folder = Path(tempfile.mkdtemp()) if QUICK else EVIDENCE
     folder.mkdir(parents=True, exist_ok=True)
     hardware = environment.hardware()
@@ -26,7 +29,7 @@ def write(name: str, rows: list[dict[str, Any]], summary: dict[str, Any], lead: 
         "schema": "featkd.evidence/1",
         "name": name,
         "date": datetime.now(UTC).date().isoformat(),
-        "command": f"{'QUICK=1 ' if QUICK else ''}make bench-{name}",
+        "command": f"{'QUICK=1 ' if QUICK else ''}make bench-{name.partition('.')[0]}",
         "hardware": hardware,
         "versions": environment.versions(),
         "rows": rows,

@@ -52,7 +52,7 @@ def prepared(case: dict[str, Any], arms: tuple[str, ...]) -> tuple[Any, list[eng
     size = spec.Student(name="s", **case["student"])
     learners = [engine.Learner(arm, arm, students.build(size, teacher, 0)[0], 0, size.name) for arm in arms]
     blocks = np.random.default_rng(0).integers(1, case["vocabulary"], (2, 4, BLOCK))
-    engine._prepare(learners, teacher, blocks, TRAINING, spec.Distillation(), run)
+    engine._prepare(learners, teacher, blocks, TRAINING, spec.Distillation(), case["vocabulary"], run)
     return teacher, learners, run
 
 

@@ -26,7 +26,7 @@ from featkd import environment, spec
 
 SELECTION = ("docstrings", 0)
 CONFIRMATIONS = 2 if QUICK else 6  # corpora x seeds
-FINALISTS = 2 if QUICK else 4
+FINALISTS = 2 if QUICK else 3
 BESIDE = 9  # students beside one teacher pass
 LEAD = (
     "Students distilled with KL (and 0.1 cross-entropy) and different feature losses. Gains are in held-out loss, nats "

@@ -36,7 +36,7 @@ SETTINGS: dict[str, Any] = {
     "teacher": {"hidden_size": 160, "layers": 6, "heads": 5, "intermediate_size": 432},
     "teacher_steps": 1000,
     "student": {"hidden_size": 96, "layers": 3, "heads": 4, "intermediate_size": 256},
-    "student_steps": 320,
+    "student_steps": 240,
 }
 if QUICK:
     SETTINGS |= {

@@ -9,7 +9,7 @@ from test_engine import RUN, TRAINING, folder, same, students, train, weights  #
 from featkd import spec
 from featkd.distill import alignment, batches, engine
 from featkd.distill.alignment import Alignment
-from featkd.errors import InputError
+from featkd.errors import InputError, RunError
 from featkd.models import student, teacher
 from featkd.teaching import Distillation
 
@@ -159,6 +159,31 @@ def test_one_bad_look_is_no_reason_to_drop():
     for progress in (0.4, 0.5, 0.6):
         few.judge(bad[: alignment.FEWEST_BLOCKS - 1], good[: alignment.FEWEST_BLOCKS - 1], progress)
     assert few.dropped_at is None
+
+
+def test_without_a_learned_token_there_is_no_training(folder):  # noqa: F811
+    ids = np.load(folder / "train.npy")[0]
+    nothing = np.stack([ids, np.full_like(ids, batches.IGNORED)])
+    made, learners = students(folder, ["sft"])
+    with pytest.raises(RunError, match="no token is learned: all labels are masked"):
+        engine.train(learners, made, nothing, nothing, TRAINING, Distillation(), RUN, lambda **fields: None)
+
+
+def test_a_teacher_with_infinite_logits_is_named(folder):  # noqa: F811
+    made, learners = students(folder, ["logit-kd"])
+    made.lm_head.weight.data[7] = float("inf")
+    blocks = [np.load(folder / f"{part}.npy") for part in ("train", "valid")]
+    with pytest.raises(RunError, match="teacher.model: its outputs are not finite at step 1 of"):
+        engine.train(learners, made, *blocks, TRAINING, Distillation(), RUN, lambda **fields: None)
+
+
+def test_a_student_with_more_padding_than_its_teacher(folder):  # noqa: F811
+    made, learners = students(folder, ["feature-kd"])
+    for learner in learners:
+        learner.model.resize_token_embeddings(made.config.vocab_size + 7)
+    blocks = [np.load(folder / f"{part}.npy") for part in ("train", "valid")]
+    engine.train(learners, made, *blocks, TRAINING, Distillation(), RUN, lambda **fields: None)
+    assert np.isfinite(learners[0].curve[-1]["validation_loss"])
 
 
 def test_relation_heads_that_do_not_divide_are_named(folder):  # noqa: F811

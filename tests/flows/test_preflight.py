@@ -49,6 +49,11 @@ def check(tmp_path, teacher, **changes):
         ),
         ({"students": [{"name": "h", "layers": 1, "hidden_size": 12}]}, "students.h: 4 heads do not divide"),
         ({"distillation": {"layer_pairs": [[1, 3]]}}, r"distillation.layer_pairs: \(1, 3\) is out of range"),
+        (
+            {"distillation": {"layer_pairs": "last-2"}},
+            "distillation.layer_pairs: last-2 needs 2 blocks before the last",
+        ),
+        ({"distillation": {"projector": "linear"}}, "distillation.projector: linear between equal widths"),
     ],
 )
 def test_students_that_do_not_fit_the_teacher(tmp_path, teacher, own, changes, expected):
