@@ -33,6 +33,7 @@ class Alignment:
     projectors: nn.ModuleList
     similarity: list[float] | None = None
     dropped_at: float | None = None
+    looks: int = 0
     suspicions: int = 0
 
     def strength(self, progress: float) -> float:
@@ -91,6 +92,7 @@ class Alignment:
         last = 1 - self.wanted.decay
         if self.dropped_at is not None or not GUARD_FROM <= progress <= last or len(own) < FEWEST_BLOCKS:
             return
+        self.looks += 1
         worse = own - without
         self.suspicions = self.suspicions + 1 if worse.mean() > STANDARD_ERRORS * _standard_error(worse) else 0
         if self.suspicions == 2:
@@ -103,7 +105,7 @@ class Alignment:
             "layer_pairs": self.pairs,
             "similarity": self.similarity,
             "projector": self.kind,
-            "guarded": self.wanted.guard,
+            "guarded": self.looks > 0,
             "dropped_at": self.dropped_at,
         }
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-from test_engine import RUN, TRAINING, folder, same, students, train, weights  # noqa: F401
+from test_engine import RUN, TRAINING, same, students, train, weights
 
 from featkd import spec
 from featkd.distill import alignment, batches, engine
@@ -17,7 +17,7 @@ ALONE = {"l2_weight": 0, "direction_weight": 0, "norm_weight": 0}
 
 
 @pytest.fixture(scope="module")
-def logit_kd(folder):  # noqa: F811
+def logit_kd(folder):
     return weights(train(folder, ["logit-kd"])["logit-kd"])
 
 
@@ -39,7 +39,7 @@ def logit_kd(folder):  # noqa: F811
     ],
     ids=str,
 )
-def test_every_option_teaches(folder, logit_kd, options):  # noqa: F811
+def test_every_option_teaches(folder, logit_kd, options):
     size = spec.Student(name="s", layers=2, hidden_size=16, heads=2, intermediate_size=32)
     base = weights(train(folder, ["logit-kd"], size=size)["logit-kd"])
     found = train(folder, ["feature-kd"], size=size, distillation=Distillation(**options))["feature-kd"]
@@ -47,7 +47,7 @@ def test_every_option_teaches(folder, logit_kd, options):  # noqa: F811
     assert all(torch.isfinite(value).all() for value in weights(found).values())
 
 
-def test_a_fitted_projector_stays_until_its_share_of_training_is_over(folder):  # noqa: F811
+def test_a_fitted_projector_stays_until_its_share_of_training_is_over(folder):
     frozen, freed = (
         train(folder, ["feature-kd"], distillation=Distillation(projector="pca", projector_frozen=share))
         for share in (1.0, 0.5)
@@ -58,7 +58,7 @@ def test_a_fitted_projector_stays_until_its_share_of_training_is_over(folder):  
     assert not torch.allclose(moved.weight.T @ moved.weight, eye, atol=1e-5)
 
 
-def test_auto_pairs_are_recorded_with_their_similarity(folder):  # noqa: F811
+def test_auto_pairs_are_recorded_with_their_similarity(folder):
     record = train(folder, ["feature-kd"], distillation=Distillation(layer_pairs="auto"))[
         "feature-kd"
     ].alignment.record()
@@ -70,7 +70,7 @@ def test_auto_pairs_are_recorded_with_their_similarity(folder):  # noqa: F811
 @pytest.mark.parametrize(
     "families", [("gpt2", "llama"), ("qwen2", "gemma2"), ("gemma3_text", "mistral"), ("llama", "gpt2")]
 )
-def test_teacher_and_student_of_any_two_families(families, tmp_path, folder):  # noqa: F811
+def test_teacher_and_student_of_any_two_families(families, tmp_path, folder):
     made = [
         teacher.load(tiny_models.save(kind, tmp_path / kind, layers=n))
         for kind, n in zip(families, (4, 3), strict=True)
@@ -98,7 +98,7 @@ def test_the_last_token_of_a_prompt_is_learned_from_and_the_last_of_all_is_not()
 @pytest.mark.parametrize(
     "options", [{}, {"gram_weight": 1, "cka_weight": 1}, {"relation_weight": 1, "layer_pairs": [[1, 1]]}]
 )
-def test_padding_changes_nothing_whatever_it_holds(folder, options):  # noqa: F811
+def test_padding_changes_nothing_whatever_it_holds(folder, options):
     """Losses on hidden states of two peers count it."""
     found = []
     for garbage in (1, 200):
@@ -154,14 +154,14 @@ def test_one_bad_look_is_no_reason_to_drop():
         made.judge(own, good, progress)
     assert made.dropped_at is None
     made.judge(bad, good, 0.6)
-    assert made.dropped_at == 0.6 and made.strength(0.65) == 0
+    assert made.dropped_at == 0.6 and made.strength(0.65) == 0 and made.record()["guarded"]
     few = Alignment(Distillation(), [(0, 0)], "none", torch.nn.ModuleList())
     for progress in (0.4, 0.5, 0.6):
         few.judge(bad[: alignment.FEWEST_BLOCKS - 1], good[: alignment.FEWEST_BLOCKS - 1], progress)
-    assert few.dropped_at is None
+    assert few.dropped_at is None and not few.record()["guarded"]
 
 
-def test_without_a_learned_token_there_is_no_training(folder):  # noqa: F811
+def test_without_a_learned_token_there_is_no_training(folder):
     ids = np.load(folder / "train.npy")[0]
     nothing = np.stack([ids, np.full_like(ids, batches.IGNORED)])
     made, learners = students(folder, ["sft"])
@@ -169,7 +169,7 @@ def test_without_a_learned_token_there_is_no_training(folder):  # noqa: F811
         engine.train(learners, made, nothing, nothing, TRAINING, Distillation(), RUN, lambda **fields: None)
 
 
-def test_a_teacher_with_infinite_logits_is_named(folder):  # noqa: F811
+def test_a_teacher_with_infinite_logits_is_named(folder):
     made, learners = students(folder, ["logit-kd"])
     made.lm_head.weight.data[7] = float("inf")
     blocks = [np.load(folder / f"{part}.npy") for part in ("train", "valid")]
@@ -177,7 +177,7 @@ def test_a_teacher_with_infinite_logits_is_named(folder):  # noqa: F811
         engine.train(learners, made, *blocks, TRAINING, Distillation(), RUN, lambda **fields: None)
 
 
-def test_a_student_with_more_padding_than_its_teacher(folder):  # noqa: F811
+def test_a_student_with_more_padding_than_its_teacher(folder):
     made, learners = students(folder, ["feature-kd"])
     for learner in learners:
         learner.model.resize_token_embeddings(made.config.vocab_size + 7)
@@ -186,7 +186,7 @@ def test_a_student_with_more_padding_than_its_teacher(folder):  # noqa: F811
     assert np.isfinite(learners[0].curve[-1]["validation_loss"])
 
 
-def test_relation_heads_that_do_not_divide_are_named(folder):  # noqa: F811
+def test_relation_heads_that_do_not_divide_are_named(folder):
     wanted = Distillation(relation_weight=1, relation_heads=5, layer_pairs=[[1, 1]])
     with pytest.raises(InputError, match="distillation.relation_heads: 5 does not divide"):
         train(folder, ["feature-kd"], distillation=wanted)

@@ -22,18 +22,6 @@ TRAINING = spec.Optimisation(tokens=8 * 4 * 32, batch_size=4, learning_rate=3e-3
 RUN = Runtime("cpu", bf16=False)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A teacher folder and token blocks beside it."""
-    root = tmp_path_factory.mktemp("distill")
-    tiny_models.save("llama", root / "teacher")
-    rng = np.random.default_rng(0)
-    for part, blocks in (("train", 24), ("valid", 16)):
-        ids = rng.integers(1, 300, (blocks, 32), dtype=np.int32)
-        np.save(root / f"{part}.npy", np.stack([ids, ids]))
-    return root
-
-
 def students(folder, arms, size=None):
     size = size or spec.Student(name="s", layers=1, hidden_size=16, heads=2, intermediate_size=32)
     made = teacher.load(folder / "teacher")
