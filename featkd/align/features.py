@@ -54,7 +54,7 @@ class _Alignment(torch.autograd.Function):
         p, t, tokens = projected.float(), teacher.float(), len(student)
         s2, t2, st = _dot(p, p), _dot(t, t), _dot(p, t)
         s_norm, t_norm = s2.clamp_min(EPSILON**2).sqrt(), t2.sqrt().clamp_min(EPSILON)
-        mean_t2 = t2.mean().clamp_min(EPSILON)
+        mean_t2 = t2.mean().clamp_min(EPSILON**2)
         cosine = st / (s_norm * t_norm)
         loss = weights.l2 * (s2 + t2 - 2 * st).mean() / mean_t2 + weights.direction * (1 - cosine).mean()
         by_l2, of_direction = 2 * weights.l2 / mean_t2, torch.full_like(cosine, weights.direction)
