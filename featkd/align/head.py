@@ -134,22 +134,14 @@ class _Head(torch.autograd.Function):
         return *given, None, None, None, None, None
 
 
-def _run(
-    hidden: torch.Tensor,
-    head: Head,
-    targets: torch.Tensor,
-    teacher: OnlineTeacher | TopKTeacher | None,
-    objective: Objective,
-    budget_bytes: int | None,
-    wanted: tuple[bool, ...],
-) -> Found:
-    """Losses [tokens] and, as `wanted`, the gradients of their mean by states, weight and bias."""
+def _run(hidden: torch.Tensor, head: Head, targets: torch.Tensor, teacher: Any, *rest: Any) -> Found:
+    """`_chunks` in the type of an autocast region, and outside of it."""
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     with torch.autocast(device, enabled=False):
         if isinstance(teacher, OnlineTeacher):
             teacher = OnlineTeacher(*_cast(*teacher, dtype))
-        return _chunks(*_cast(hidden, head, dtype), targets, teacher, objective, budget_bytes, wanted)
+        return _chunks(*_cast(hidden, head, dtype), targets, teacher, *rest)
 
 
 def _chunks(
@@ -161,6 +153,7 @@ def _chunks(
     budget_bytes: int | None,
     wanted: tuple[bool, ...],
 ) -> Found:
+    """Losses [tokens] and, as `wanted`, the gradients of their mean by states, weight and bias."""
     tokens, vocabulary, device = len(hidden), _vocabulary(hidden, head), hidden.device
     losses = torch.empty(tokens, dtype=torch.float32, device=device)
     by_hidden = torch.empty_like(hidden) if wanted[0] else None
