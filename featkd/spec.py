@@ -131,10 +131,15 @@ class Teacher(Section):
 
 
 class Student(Section):
-    """A size: a student shape. What is not given is the teacher's."""
+    """A size: a student shape, or a model to start from. Of a shape, what is not given is the teacher's."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.]*$", description="Name of the size, e.g. 's' or '0.5b'.")
-    layers: int = Field(ge=1, description="Number of blocks.")
+    layers: int | None = Field(None, ge=1, description="Number of blocks.")
+    model: str | None = Field(
+        None,
+        description="Instead of a shape: a folder with a causal LM of any family that has the teacher's tokenizer, or "
+        "a hub id (written 'hub:owner/name').",
+    )
     hidden_size: int | None = Field(None, ge=8, description="Width of the residual stream.")
     heads: int | None = Field(None, ge=1, description="Attention heads.")
     intermediate_size: int | None = Field(None, ge=8, description="Width of the MLP.")
@@ -143,10 +148,22 @@ class Student(Section):
     )
 
     @model_validator(mode="after")
+    def _one_source(self) -> "Student":
+        if (self.model is None) == (self.layers is None):
+            raise ValueError("give exactly one of layers (a shape) and model (a folder to start from)")
+        if self.model and (self.hidden_size or self.heads or self.intermediate_size or self.init == "copy"):
+            raise ValueError("model: it has its own shape and weights: give name and model alone")
+        return self
+
+    @model_validator(mode="after")
     def _copy_needs_same_width(self) -> "Student":
         if self.init == "copy" and (self.hidden_size or self.heads or self.intermediate_size):
             raise ValueError("init: copy keeps the teacher's width: give layers alone, or write init: random")
         return self
+
+    @property
+    def field(self) -> str:
+        return f"students.{self.name}.model"
 
 
 class Export(Section):
@@ -206,8 +223,10 @@ class Spec(Section):
         }.items():
             if len(set(values)) != len(values):
                 raise ValueError(f"{field}: has a value twice; write each once")
-        if len(self.seeds) > 1 and any(size.init == "copy" for size in self.students):
-            raise ValueError("seeds: init: copy starts from the same weights with every seed; write one seed")
+        if len(self.seeds) > 1 and any(size.init == "copy" or size.model for size in self.students):
+            raise ValueError(
+                "seeds: init: copy and a given model start from the same weights with every seed; write one seed"
+            )
         if self.teacher.train:
             self.check_latency_fits(self.block_size)
         if "heldout_routing" in self.quality.tasks and not (self.data.builtin or self.data.label_field):

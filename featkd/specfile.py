@@ -65,12 +65,14 @@ def _absolute_paths(tree: dict[str, Any], base: Path) -> None:
         except RuntimeError:
             raise InputError(f"spec: {value}: there is no such user here; write the whole path") from None
 
-    data, teacher, quality = (tree.get(name) for name in ("data", "teacher", "quality"))
+    data, teacher, students, quality = (tree.get(name) for name in ("data", "teacher", "students", "quality"))
     if isinstance(data, dict) and data.get("files") is not None:
         files = data["files"] if isinstance(data["files"], list) else [data["files"]]
         data["files"] = [absolute(file) for file in files]
-    if isinstance(teacher, dict) and isinstance(teacher.get("model"), str) and not teacher["model"].startswith("hub:"):
-        teacher["model"] = absolute(teacher["model"])
+    for model in (teacher, *(students if isinstance(students, list) else [])):
+        named = model.get("model") if isinstance(model, dict) else None
+        if isinstance(named, str) and not named.startswith("hub:"):
+            model["model"] = absolute(named)
     if isinstance(quality, dict) and quality.get("include"):
         quality["include"] = absolute(quality["include"])
 

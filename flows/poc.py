@@ -15,7 +15,7 @@ from featkd import environment
 from featkd.decide import assemble, roi, verdict
 from featkd.decide.assemble import Evidence
 from featkd.errors import InputError, RunError
-from featkd.models import teacher as teachers
+from featkd.models import given
 from featkd.result import Adequacy, DataSummary, Result
 from featkd.spec import Spec
 from featkd.store import Artefact
@@ -45,10 +45,10 @@ class Poc:
             self._tokenise(str(tokenizer.path), tokenizer.key)
             self.teacher = train.trained_teacher(self.context, self.blocks, tokenizer)
         else:
-            folder = teachers.locate(self.spec.teacher.model)
+            folder = given.locate(self.spec.teacher.model)
             digest = folder_digest(folder)
             self._tokenise(folder, digest)
-            self._check_ids(teachers.configuration(folder).vocab_size)
+            self._check_ids(given.configuration(folder).vocab_size)
             self.teacher = train.given_teacher(self.context, folder, digest)
         self.chance = self.tasks.meta["chance"]
         self.kept |= {"corpus": self.corpus, "tasks": self.tasks}

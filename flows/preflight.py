@@ -5,12 +5,14 @@ from typing import Any
 
 from featkd.align.layers import layer_pairs
 from featkd.align.projectors import check_projector
+from featkd.align.vocabulary import shared_vocabulary
 from featkd.data.tasks import PREFIX
 from featkd.data.tokens import load_tokenizer, separator
 from featkd.errors import InputError
-from featkd.models import teacher as teachers
+from featkd.models import given
+from featkd.models.llama import llama_config
 from featkd.models.student import student_config
-from featkd.spec import Quality, Spec
+from featkd.spec import Quality, Spec, Student
 
 
 def check(spec: Spec, home: Path) -> None:
@@ -18,9 +20,11 @@ def check(spec: Spec, home: Path) -> None:
     teacher = _given_teacher(spec) if spec.teacher.model else _teacher_to_be(spec)
     for size in spec.students:
         student = student_config(size, teacher)
+        if size.model:
+            _check_given_student(spec, size, student, teacher)
         wanted = spec.distillation
         if "feature-kd" in spec.arms and wanted.has_features:
-            layer_pairs(wanted.layer_pairs, size.layers, teacher.num_hidden_layers)
+            layer_pairs(wanted.layer_pairs, student.num_hidden_layers, teacher.num_hidden_layers)
             if wanted.has_projector:
                 check_projector(wanted.projector, student.hidden_size, teacher.hidden_size, wanted.projector_rank)
     _check_tasks(spec.quality, home)
@@ -28,26 +32,43 @@ def check(spec: Spec, home: Path) -> None:
 
 def _given_teacher(spec: Spec) -> Any:
     """Its configuration."""
-    folder = teachers.locate(spec.teacher.model)
+    folder = given.locate(spec.teacher.model)
     if separator(load_tokenizer(folder)) is None:
         raise InputError(
             "teacher.model: its tokenizer has neither an end nor a begin token: set eos_token in tokenizer_config.json"
         )
-    config = teachers.configuration(folder)
-    positions = teachers.positions(config)
+    config = given.configuration(folder)
+    _check_lengths(spec, config, "the teacher")
+    return config
+
+
+def _check_given_student(spec: Spec, size: Student, student: Any, teacher: Any) -> None:
+    """Its tokenizer must be the teacher's: their distributions are compared token by token."""
+    if spec.teacher.train:
+        raise InputError(
+            f"{size.field}: a teacher that is trained here has a tokenizer of its own; give teacher.model too, or "
+            "write layers and hidden_size instead of a model"
+        )
+    folders = given.locate(size.model, size.field), given.locate(spec.teacher.model)
+    tokenizers = load_tokenizer(folders[0], size.field), load_tokenizer(folders[1])
+    shared_vocabulary(*tokenizers, student.vocab_size, teacher.vocab_size, size.field)
+    _check_lengths(spec, student, size.field)
+
+
+def _check_lengths(spec: Spec, config: Any, whose: str) -> None:
+    positions = given.positions(config)
     if spec.block_size > positions:
-        raise InputError(f"block_size: {spec.block_size} is above the {positions} positions of the teacher: lower it")
+        raise InputError(f"block_size: {spec.block_size} is above the {positions} positions of {whose}: lower it")
     try:
         spec.check_latency_fits(positions)
     except ValueError as error:
         raise InputError(str(error)) from None
-    return config
 
 
 def _teacher_to_be(spec: Spec) -> Any:
     """The configuration of a teacher that is not trained yet. Which token ends a text changes no shape."""
     training = spec.teacher.train
-    return teachers.llama_config(training.shape, training.vocab_size, spec.block_size, end_id=0)
+    return llama_config(training.shape, training.vocab_size, spec.block_size, end_id=0)
 
 
 def _check_tasks(quality: Quality, home: Path) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 
 from featkd import environment
 from featkd.child import run_child
+from featkd.models import given
 from featkd.result import Training
 from featkd.store import Artefact, artefact_key
 from tasks.context import Context
+from tasks.data import folder_digest
 from tasks.progress import Progress
 from tasks.stages import obtain, stage
 
@@ -83,6 +85,7 @@ def _wanted(context: Context, teacher: Model, blocks: Artefact) -> list[dict[str
     spec = context.spec
     students = []
     for size in spec.students:
+        model = folder_digest(given.locate(size.model, size.field)) if size.model else None
         for arm in spec.arms:
             for seed in spec.seeds:
                 student = {
@@ -92,7 +95,7 @@ def _wanted(context: Context, teacher: Model, blocks: Artefact) -> list[dict[str
                     "seed": seed,
                 }
                 inputs = {
-                    "student": {**student, "size": {**student["size"], "name": None}, "name": None},
+                    "student": {**student, "size": {**student["size"], "name": None, "model": model}, "name": None},
                     "teacher": teacher.digest,
                     "tokens": blocks.key,
                     "training": spec.training.model_dump(mode="json"),

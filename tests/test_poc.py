@@ -212,3 +212,27 @@ def test_the_same_spec_gives_the_same_weights_in_two_fresh_runs(tmp_path):
         result = Result.model_validate_json(Path(told["result"]).read_text())
         weights.append({name: found.training.weights_sha256 for name, found in result.candidates.items()})
     assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+def test_a_given_student_of_another_family_beside_a_shape(tmp_path):
+    """Llama teaches a GPT-2 whose vocabulary is padded, and a narrower Llama, in one run."""
+    tiny_models.save("llama", tmp_path / "teacher", layers=3)
+    tiny_models.save("gpt2", tmp_path / "small", seed=1, padding=12)
+    (tmp_path / "a.txt").write_text("\n\n".join(tiny_models.text(n, 60) for n in range(300)))
+    students = [{"name": "own", "model": "small"}, {"name": "s", "layers": 1, "hidden_size": 16, "heads": 2}]
+    changes = {
+        "data": {"files": ["a.txt"], "held_out": 0.2},
+        "teacher": {"model": "teacher", "if_inadequate": "warn"},
+        "students": students,
+        "block_size": 64,
+        "quality": {"tasks": ["heldout_perplexity"], "context_tokens": 16, "continuation_tokens": 8},
+        "latency": {"prompt_tokens": 32, "new_tokens": 8},
+        "gates": [],
+    }
+    told = outcome(featkd("run", spec(tmp_path, **changes), root=tmp_path))
+    result = Result.model_validate_json(Path(told["result"]).read_text())
+    assert {found.size for found in result.candidates.values() if found.size} == {"own", "s"}
+    for found in result.candidates.values():
+        assert found.parity.passed
+    assert states(featkd("run", tmp_path / "poc.yaml", root=tmp_path))["distil"] == "reused"

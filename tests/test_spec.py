@@ -39,6 +39,10 @@ def tree(**changes):
             {"students": [{"name": "s", "layers": 2, "hidden_size": 8, "init": "copy"}]},
             "copy keeps the teacher's width",
         ),
+        ({"students": [{"name": "s"}]}, "students.0: give exactly one of layers (a shape) and model"),
+        ({"students": [{"name": "s", "layers": 1, "model": "m"}]}, "students.0: give exactly one of layers (a shape)"),
+        ({"students": [{"name": "s", "model": "m", "heads": 2}]}, "model: it has its own shape and weights"),
+        ({"seeds": [0, 1], "students": [{"name": "s", "model": "m"}]}, "the same weights with every"),
         ({"gates": [{"metric": "quality.mmlu.retained", "at_least": 1}]}, "names a task that quality.tasks does not"),
         ({"gates": [{"metric": "speed", "at_least": 1}]}, "gates.0.metric"),
         ({"seeds": [0, 1], "students": [{"name": "s", "layers": 2, "init": "copy"}]}, "the same weights with every"),
@@ -75,10 +79,13 @@ def test_files_that_are_no_spec(tmp_path):
 
 def test_paths_are_relative_to_the_spec_and_overrides_apply(tmp_path):
     path = tmp_path / "poc.yaml"
-    path.write_text(yaml.safe_dump(tree(data={"files": "docs/*.txt"}, teacher={"model": "teacher"})))
+    students = [{"name": "own", "model": "small"}, {"name": "hub", "model": "hub:a/b"}]
+    changes = {"data": {"files": "docs/*.txt"}, "teacher": {"model": "teacher"}, "students": students}
+    path.write_text(yaml.safe_dump(tree(**changes)))
     found = specfile.load(path, ["cost.usd_per_hour=2.5", "training.tokens=7", "gates=[]"])
     assert found.data.files == [str(tmp_path / "docs/*.txt")]
     assert found.teacher.model == str(tmp_path / "teacher")
+    assert [size.model for size in found.students] == [str(tmp_path / "small"), "hub:a/b"]
     assert found.cost.usd_per_hour.value == 2.5
     assert found.training.tokens == 7
     for wrong in ("cost.usd_per_hour", "=3", "name.x=1", "a=[1"):

@@ -14,8 +14,11 @@ def text(seed: int, words: int) -> str:
     return " ".join(WORDS[index] for index in torch.randint(len(WORDS), (words,), generator=generator))
 
 
-def save(kind: str, folder: Path, seed: int = 0, layers: int = 2) -> Path:
-    """A Hugging Face folder with a random causal LM of a kind (llama, gpt2, ...) and its tokenizer."""
+def save(kind: str, folder: Path, seed: int = 0, layers: int = 2, padding: int = 0) -> Path:
+    """A Hugging Face folder with a random causal LM of a kind (llama, gpt2, ...) and its tokenizer.
+
+    padding: rows of the embeddings beyond the tokenizer's tokens.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=_tokenizer(), bos_token="<|end|>", eos_token="<|end|>")
@@ -24,7 +27,8 @@ def save(kind: str, folder: Path, seed: int = 0, layers: int = 2) -> Path:
         "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 96}  # fmt: skip
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, vocab_size=len(tokenizer), **sizes, **ends))
+    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer) + padding, **sizes, **ends)
+    model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():  # large enough that the outputs differ between tokens
             parameter.add_(torch.randn(parameter.shape) * 0.1)

@@ -36,6 +36,12 @@ class Head(NamedTuple):
     scale: float = 1.0
     softcap: float | None = None
 
+    def first(self, rows: int) -> "Head":
+        """That of the first so many tokens of the vocabulary; the others are padding (vocabulary.py)."""
+        if self.weight is None or rows >= len(self.weight):
+            return self
+        return self._replace(weight=self.weight[:rows], bias=None if self.bias is None else self.bias[:rows])
+
 
 def plain_logits(states: torch.Tensor, head: Head) -> torch.Tensor:
     """[..., vocabulary] from states [..., hidden], all at once."""
@@ -51,6 +57,10 @@ class OnlineTeacher(NamedTuple):
 
     hidden: torch.Tensor
     head: Head
+
+    def first(self, rows: int) -> "OnlineTeacher":
+        """What it says of the first so many tokens of the vocabulary."""
+        return OnlineTeacher(self.hidden[:, :rows] if self.head.weight is None else self.hidden, self.head.first(rows))
 
 
 class TopKTeacher(NamedTuple):

@@ -15,25 +15,26 @@ PROBES = (
 )
 
 
-def shared_vocabulary(student: Any, teacher: Any, student_rows: int, teacher_rows: int) -> int:
+def shared_vocabulary(student: Any, teacher: Any, student_rows: int, teacher_rows: int, field: str = "students") -> int:
     """How many rows of both output embeddings mean the same tokens: the first so many.
 
-    student, teacher: tokenizers; rows: of their models' output embeddings. Tokenizers are compared by what they make
-    of PROBES. Qwen 2.5, for one, has 151,665 tokens in 151,936 or 152,064 rows, by size of the model.
+    student, teacher: tokenizers; rows: of their models' output embeddings; field: where the spec names the student.
+    Tokenizers are compared by what they make of PROBES. Qwen 2.5, for one, has 151,665 tokens in 151,936 or 152,064
+    rows, by size of the model.
     Raises InputError where a text is encoded differently, or where a token has no row in one of them.
     """
     for text in PROBES:
         mine, theirs = (tokenizer.encode(text, add_special_tokens=False) for tokenizer in (student, teacher))
         if mine != theirs:
             raise InputError(
-                f"students: {text[:20]!r}... is {mine[:4]}... to the student's tokenizer and {theirs[:4]}... to the "
+                f"{field}: {text[:20]!r}... is {mine[:4]}... to the student's tokenizer and {theirs[:4]}... to the "
                 "teacher's; distillation compares token by token: take a student of the teacher's family, or write "
                 "layers and hidden_size for one with the teacher's own tokenizer"
             )
     rows, tokens = min(student_rows, teacher_rows), max(len(student), len(teacher))
     if rows < tokens:
         raise InputError(
-            f"students: the tokenizers have up to {tokens} tokens and the models only {rows} rows in common; "
+            f"{field}: the tokenizers have up to {tokens} tokens and the models only {rows} rows in common; "
             "resize the smaller model's embeddings"
         )
     return rows

@@ -46,7 +46,7 @@ def train_tokenizer(corpus: Path, vocab_size: int, label_prompt: str, model_max_
     fast.save_pretrained(out)
 
 
-def load_tokenizer(folder: str | Path) -> Any:
+def load_tokenizer(folder: str | Path, field: str = "teacher.model") -> Any:
     """The folder's own tokenizer. Raises InputError when there is none; remote code is never run."""
     from transformers import AutoTokenizer
 
@@ -54,9 +54,9 @@ def load_tokenizer(folder: str | Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds for a folder without a usable tokenizer
         message = " ".join(str(error).split())[:160]
-        raise InputError(f"teacher.model: {folder} has no usable tokenizer: {message}") from None
+        raise InputError(f"{field}: {folder} has no usable tokenizer: {message}") from None
     if len(tokenizer) == 0:
-        raise InputError(f"teacher.model: {folder} has no usable tokenizer: its vocabulary is empty")
+        raise InputError(f"{field}: {folder} has no usable tokenizer: its vocabulary is empty")
     return tokenizer
 
 

@@ -14,8 +14,9 @@ from featkd import spec
 from featkd.child import serve
 from featkd.distill import engine
 from featkd.distill.runtime import runtime
+from featkd.models import given
 from featkd.models import student as students
-from featkd.models import teacher as teachers
+from featkd.models.llama import llama_config
 from featkd.store import file_sha256
 
 Emit = Callable[..., None]
@@ -47,7 +48,7 @@ def _from_nothing(job: dict[str, Any], tokenizer: Any) -> tuple[None, list[engin
     import torch
     from transformers import AutoModelForCausalLM
 
-    config = teachers.llama_config(
+    config = llama_config(
         spec.Shape.model_validate(job["shape"]), len(tokenizer), job["positions"], tokenizer.eos_token_id
     )
     torch.manual_seed(job["seed"])
@@ -56,7 +57,7 @@ def _from_nothing(job: dict[str, Any], tokenizer: Any) -> tuple[None, list[engin
 
 
 def _students(job: dict[str, Any]) -> tuple[Any, list[engine.Learner]]:
-    teacher = teachers.load(job["teacher"])
+    teacher = given.load(job["teacher"])
     learners = []
     for wanted in job["students"]:
         size = spec.Student.model_validate(wanted["size"])

@@ -82,9 +82,8 @@ def train(
     everyone = [*learners, *(twin for twin in twins.values() if twin not in learners)]
     if not (train_blocks[1][:, 1:] != IGNORED).any():
         raise RunError("training: no token is learned: all labels are masked; check data.response_field and block_size")
-    rows = min(model.config.vocab_size for model in [*(one.model for one in everyone), teacher] if model is not None)
-    _prepare(everyone, teacher, train_blocks, training, distillation, rows, run)
-    taught_by = Forward(teacher, rows) if teacher is not None else None
+    _prepare(everyone, teacher, train_blocks, training, distillation, run)
+    taught_by = Forward(teacher) if teacher is not None else None
     marks = {round(point * steps / CURVE_POINTS) for point in range(1, CURVE_POINTS + 1)} | {steps}
     teacher_seconds, started = 0.0, run.clock()
     for step, batch in enumerate(batches(train_blocks, training.batch_size, steps)):
@@ -156,15 +155,13 @@ def _prepare(
     train_blocks: np.ndarray,
     training: spec.Optimisation,
     distillation: spec.Distillation,
-    rows: int,
     run: Runtime,
 ) -> None:
-    """rows: the vocabulary that all models share; beyond it there is nothing but padding (align/vocabulary.py)."""
     if teacher is not None:
         teacher.to(run.device).eval().requires_grad_(False)
     for learner in learners:
         learner.model.to(run.device).train()
-        learner.forward = Forward(learner.model, rows)
+        learner.forward = Forward(learner.model, teacher.config.vocab_size if teacher is not None else None)
         parameters = list(learner.model.parameters())
         if learner.arm == "feature-kd" and distillation.has_features:
             count = -(-PROBE_TOKENS // train_blocks.shape[2])
@@ -254,7 +251,8 @@ def _loss(
     head = learner.forward.head
     if not learner.needs_logits:
         return fused_loss(output.states, head, targets)
-    loss = fused_loss(output.states, head, targets, signal.outputs, _objective(distillation))
+    taught = signal.outputs.first(learner.forward.rows)
+    loss = fused_loss(output.states, head, targets, taught, _objective(distillation))
     if not aligned:
         return loss
     qkv = (reader.take(), signal.qkv[blocks[1]]) if blocks else None

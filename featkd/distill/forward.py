@@ -18,12 +18,12 @@ class Forward:
     """The trunk, and beside it the head with what the family does to its logits: a scale, a soft cap.
 
     A family that does something else is found out on a small probe; then its own forward is used, its logits are the
-    states, and the head does nothing. Logits beyond `rows` of the output embedding are padding, and left out.
+    states, and the head does nothing. Logits beyond the first `rows` are padding, and left out.
     """
 
     def __init__(self, model: Any, rows: int | None = None):
         self.model = model
-        self.rows = rows
+        self.rows = min(rows or model.config.vocab_size, model.config.vocab_size)
         self._head = head_of(model)
         self.plain = self._is_plain()
         if not self.plain:
@@ -31,10 +31,7 @@ class Forward:
 
     @property
     def head(self) -> Head:
-        weight, bias = self._head.weight, self._head.bias
-        if weight is None or self.rows in (None, len(weight)):
-            return self._head
-        return self._head._replace(weight=weight[: self.rows], bias=None if bias is None else bias[: self.rows])
+        return self._head.first(self.rows)
 
     def __call__(self, ids: torch.Tensor, keep: torch.Tensor, hidden: bool = False) -> Output:
         """ids [batch, block]; keep [batch, block] bool. Kept positions come in row-major order."""

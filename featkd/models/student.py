@@ -1,4 +1,5 @@
-"""Build a student of the teacher's family: fewer layers, a narrower stream, random or copied weights."""
+"""Build a student: of the teacher's family, with fewer layers or a narrower stream, random or copied weights; or a
+model that the user has."""
 
 import copy
 import re
@@ -8,12 +9,16 @@ import torch
 
 from featkd import spec
 from featkd.errors import InputError
+from featkd.models import given
 
 NOT_PER_LAYER = ("architectures", "eos_token_id")  # lists whose length may be the number of layers by chance
 
 
 def student_config(size: spec.Student, teacher_config: Any) -> Any:
-    """The teacher's configuration with the size's shape. Raises InputError where the shape does not fit."""
+    """The teacher's configuration with the size's shape, or the given model's own. Raises InputError where the shape
+    does not fit."""
+    if size.model:
+        return given.configuration(given.locate(size.model, size.field), size.field)
     config = copy.deepcopy(teacher_config)
     config.num_hidden_layers = size.layers
     origins = _origins(size, teacher_config.num_hidden_layers)
@@ -67,6 +72,8 @@ def build(size: spec.Student, teacher: Any, seed: int) -> tuple[Any, float]:
     """(student, share of its weights copied from the teacher). The same seed gives the same weights."""
     from transformers import AutoModelForCausalLM
 
+    if size.model:
+        return given.load(given.locate(size.model, size.field), size.field), 0.0
     config = student_config(size, teacher.config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -22,7 +22,7 @@ from featkd.distill.forward import Forward
 from featkd.distill.runtime import Runtime, runtime
 from featkd.measure.latency import _rss_bytes
 from featkd.models import student as students
-from featkd.models import teacher as teachers
+from featkd.models.llama import llama_config
 
 ARMS = ("logit-kd", "feature-kd")
 REPEATS = 3 if QUICK else 41
@@ -47,7 +47,7 @@ def prepared(case: dict[str, Any], arms: tuple[str, ...]) -> tuple[Any, list[eng
 
     run = runtime(spec.Compute())
     torch.manual_seed(0)
-    config = teachers.llama_config(spec.Shape(**case["teacher"]), case["vocabulary"], BLOCK, 0)
+    config = llama_config(spec.Shape(**case["teacher"]), case["vocabulary"], BLOCK, 0)
     teacher = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     size = spec.Student(name="s", **case["student"])
     learners = [engine.Learner(arm, arm, students.build(size, teacher, 0)[0], 0, size.name) for arm in arms]

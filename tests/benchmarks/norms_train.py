@@ -17,7 +17,7 @@ from evidence import QUICK
 
 from featkd import spec, specfile
 from featkd.data import corpus as corpora
-from featkd.models.teacher import llama_config
+from featkd.models.llama import llama_config
 
 ROOT = Path(__file__).parents[2]
 CACHE = Path(tempfile.gettempdir()) / ("norms-quick" if QUICK else "norms")

@@ -10,7 +10,7 @@ from featkd import spec
 from featkd.distill import alignment, batches, engine
 from featkd.distill.alignment import Alignment
 from featkd.errors import InputError, RunError
-from featkd.models import student, teacher
+from featkd.models import given, student
 from featkd.teaching import Distillation
 
 ALONE = {"l2_weight": 0, "direction_weight": 0, "norm_weight": 0}
@@ -72,8 +72,7 @@ def test_auto_pairs_are_recorded_with_their_similarity(folder):
 )
 def test_teacher_and_student_of_any_two_families(families, tmp_path, folder):
     made = [
-        teacher.load(tiny_models.save(kind, tmp_path / kind, layers=n))
-        for kind, n in zip(families, (4, 3), strict=True)
+        given.load(tiny_models.save(kind, tmp_path / kind, layers=n)) for kind, n in zip(families, (4, 3), strict=True)
     ]
     narrow = spec.Student(name="s", layers=3, hidden_size=16, heads=2, intermediate_size=24)
     small, _ = student.build(narrow, made[1], 0)

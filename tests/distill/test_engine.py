@@ -15,7 +15,7 @@ from featkd.distill.batches import mean_loss
 from featkd.distill.forward import Forward
 from featkd.distill.runtime import Runtime
 from featkd.errors import InputError, RunError
-from featkd.models import student, teacher
+from featkd.models import given, student
 from featkd.teaching import Distillation
 
 TRAINING = spec.Optimisation(tokens=8 * 4 * 32, batch_size=4, learning_rate=3e-3)
@@ -24,7 +24,7 @@ RUN = Runtime("cpu", bf16=False)
 
 def students(folder, arms, size=None):
     size = size or spec.Student(name="s", layers=1, hidden_size=16, heads=2, intermediate_size=32)
-    made = teacher.load(folder / "teacher")
+    made = given.load(folder / "teacher")
     return made, [engine.Learner(arm, arm, student.build(size, made, 0)[0], 0, size.name) for arm in arms]
 
 
@@ -66,7 +66,7 @@ def test_without_weights_feature_kd_is_logit_kd(folder):
 def test_distillation_brings_the_student_nearer_to_the_teacher(folder):
     long = spec.Optimisation(tokens=100 * 4 * 32, batch_size=4, learning_rate=3e-3)
     found = train(folder, ["sft", "logit-kd"], training=long)
-    made = teacher.load(folder / "teacher").eval()
+    made = given.load(folder / "teacher").eval()
     ids = torch.from_numpy(np.load(folder / "valid.npy")[0].astype(np.int64))
     with torch.no_grad():
         target = made(input_ids=ids).logits.log_softmax(-1)
@@ -132,9 +132,32 @@ def test_nan_ends_with_one_line_that_names_the_arm_and_the_step(folder):
         train(folder, ["sft"], training=wild)
 
 
+@pytest.mark.parametrize(("padding", "kind"), [(20, "gpt2"), (0, "qwen2")])
+def test_a_given_student_of_another_family_learns_the_tokens_that_both_have(tmp_path, folder, padding, kind):
+    made = given.load(tiny_models.save("llama", tmp_path / "teacher", seed=1, padding=20 - padding))
+    own = spec.Student(name="own", model=str(tiny_models.save(kind, tmp_path / kind, padding=padding)))
+    blocks = [np.load(folder / f"{part}.npy") for part in ("train", "valid")]
+    runs = []
+    for others in ([], [spec.Student(name="s", layers=1)]):
+        learners = [
+            engine.Learner(x.name, "feature-kd", student.build(x, made, 0)[0], 0, x.name) for x in [own, *others]
+        ]
+        before = weights(learners[0])
+        engine.train(learners, made, *blocks, TRAINING, Distillation(), RUN, lambda **fields: None)
+        runs.append(weights(learners[0]))
+    assert same(*runs), "its vocabulary is its own affair, whoever learns beside it"
+    head = learners[0].model.get_output_embeddings().weight
+    assert len(head) == 300 + padding
+    old = before["lm_head.weight"]
+    decayed = (head[300:] / old[300:]).detach()
+    assert decayed.std() < 1e-3 if padding else True, "padding is decayed, and learns nothing"
+    assert (head[:300] / old[:300]).std() > 1e-2
+    assert learners[0].curve[-1]["validation_loss"] < learners[0].curve[0]["validation_loss"]
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "qwen2", "gemma"])
 def test_students_of_other_families(kind, tmp_path):
-    made = teacher.load(tiny_models.save(kind, tmp_path, layers=3))
+    made = given.load(tiny_models.save(kind, tmp_path, layers=3))
     narrow = spec.Student(name="s", layers=1, hidden_size=16, heads=2, intermediate_size=24)
     model, copied = student.build(narrow, made, 0)
     assert (model.config.num_hidden_layers, model.config.hidden_size, copied) == (1, 16, 0.0)
@@ -146,7 +169,7 @@ def test_students_of_other_families(kind, tmp_path):
 
 
 def test_shapes_that_do_not_fit_are_refused(folder):
-    made = teacher.load(folder / "teacher")
+    made = given.load(folder / "teacher")
     with pytest.raises(InputError, match="heads do not divide"):
         student.student_config(spec.Student(name="s", layers=1, hidden_size=18, heads=4), made.config)
     with pytest.raises(InputError, match="cannot be copied"):
@@ -165,7 +188,7 @@ def test_teacher_folders_that_cannot_be_used(tmp_path, spoil, expected):
     tiny_models.save("llama", tmp_path)
     spoil(tmp_path)
     with pytest.raises(InputError, match=expected) as raised:
-        teacher.load(teacher.locate(str(tmp_path)))
+        given.load(given.locate(str(tmp_path)))
     assert "\n" not in str(raised.value)
 
 
@@ -213,7 +236,7 @@ def test_the_child_writes_plain_checkpoints_twice_the_same(folder, tmp_path):
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2", "gemma3_text", "cohere", "granite"])
 def test_logits_of_kept_positions_are_the_model_s_own(kind, tmp_path):
     """gemma caps its logits, cohere and granite scale them."""
-    made = teacher.load(tiny_models.save(kind, tmp_path)).eval()
+    made = given.load(tiny_models.save(kind, tmp_path)).eval()
     ids = torch.arange(12).reshape(2, 6) + 1
     keep = torch.tensor([[0, 1, 1, 0, 0, 1], [1, 0, 0, 0, 0, 1]], dtype=torch.bool)
     forward = Forward(made)
@@ -224,7 +247,7 @@ def test_logits_of_kept_positions_are_the_model_s_own(kind, tmp_path):
 
 
 def test_a_family_with_other_logits_goes_through_its_own_forward(tmp_path, monkeypatch):
-    made = teacher.load(tiny_models.save("llama", tmp_path)).eval()
+    made = given.load(tiny_models.save("llama", tmp_path)).eval()
     own = type(made.lm_head).forward
     monkeypatch.setattr(type(made.lm_head), "forward", lambda self, x: own(self, x) ** 3)
     ids, keep = torch.arange(12).reshape(2, 6) + 1, torch.ones(2, 6, dtype=torch.bool)
@@ -236,7 +259,7 @@ def test_a_family_with_other_logits_goes_through_its_own_forward(tmp_path, monke
 
 
 def test_copied_blocks_keep_their_kind_of_attention(tmp_path):
-    made = teacher.load(tiny_models.save("gemma2", tmp_path, layers=4))
+    made = given.load(tiny_models.save("gemma2", tmp_path, layers=4))
     kinds = made.config.layer_types
     assert len(set(kinds)) == 2
     copied = student.student_config(spec.Student(name="c", layers=2, init="copy"), made.config)

@@ -9,7 +9,6 @@ import pytest
 
 from featkd import specfile
 from featkd.errors import InputError
-from featkd.models import teacher as teachers
 from flows import poc
 from tasks.context import Context
 
@@ -72,7 +71,7 @@ def test_a_token_that_the_teacher_does_not_know(tmp_path, monkeypatch, largest, 
     found = work(tmp_path)
     made = artefact(tmp_path, largest, probe)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 10}))
-    monkeypatch.setattr(teachers, "locate", lambda model: str(tmp_path))
+    monkeypatch.setattr(poc.given, "locate", lambda model: str(tmp_path))
     for name in ("corpus", "blocks", "quality_tasks"):
         monkeypatch.setattr(poc.data, name, lambda *arguments: made)
     with pytest.raises(InputError, match="its tokenizer gives id 10, its vocabulary ends at 9"):

@@ -112,3 +112,28 @@ def test_the_folder_of_the_user_s_tasks(tmp_path, teacher):
         check(tmp_path, teacher, quality=quality | {"include": str(tmp_path / "nowhere")})
     with pytest.raises(InputError, match=r"quality.include: .* contains .*\.featkd"):
         check(tmp_path, teacher, quality=quality | {"include": str(tmp_path)})
+
+
+def test_a_given_student_has_the_teacher_s_tokenizer(tmp_path, teacher):
+    def own(folder, **changes):
+        check(tmp_path, teacher, students=[{"name": "own", "model": str(folder)}], **changes)
+
+    own(tiny_models.save("gpt2", tmp_path / "gpt2", padding=12))
+    with pytest.raises(InputError, match="students.own.model: no folder"):
+        own(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"distillation.layer_pairs: \(3, 1\) is out of range"):
+        own(tmp_path / "gpt2", distillation={"layer_pairs": [[3, 1]]})
+    config = json.loads((tmp_path / "gpt2" / "config.json").read_text())
+    (tmp_path / "gpt2" / "config.json").write_text(json.dumps(config | {"n_positions": 48}))
+    with pytest.raises(InputError, match="block_size: 64 is above the 48 positions of students.own.model"):
+        own(tmp_path / "gpt2")
+    (tmp_path / "gpt2" / "config.json").write_text(json.dumps(config | {"vocab_size": 250}))
+    with pytest.raises(InputError, match="students.own.model: the tokenizers have up to 300 tokens .* only 250 rows"):
+        own(tmp_path / "gpt2")
+    tokenizer = json.loads((tmp_path / "gpt2" / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:5]
+    (tmp_path / "gpt2" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(InputError, match="students.own.model: .* take a student of the teacher's family"):
+        own(tmp_path / "gpt2")
+    with pytest.raises(InputError, match="students.own.model: a teacher that is trained here"):
+        check(tmp_path, None, students=[{"name": "own", "model": str(tmp_path / "gpt2")}])

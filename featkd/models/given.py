@@ -1,42 +1,40 @@
-"""Load any causal LM from a folder or a hub id, or lay out a small one to be trained."""
+"""A causal LM of any family that the user has: a folder, or a hub id. `field` is where the spec names it."""
 
 from pathlib import Path
 from typing import Any
 
-from featkd import spec
 from featkd.errors import InputError
 
+TEACHER = "teacher.model"
 SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
-def locate(model: str) -> str:
+def locate(model: str, field: str = TEACHER) -> str:
     """The model's local folder; 'hub:owner/name' is downloaded. Raises InputError where there is no usable model."""
     if model.startswith("hub:"):
-        return _download(model.removeprefix("hub:"))
+        return _download(model.removeprefix("hub:"), field)
     folder = Path(model)
     if not folder.is_dir():
-        raise InputError(f"teacher.model: no folder {model}; for a hub id write hub:owner/name")
+        raise InputError(f"{field}: no folder {model}; for a hub id write hub:owner/name")
     if not (folder / "config.json").is_file():
-        raise InputError(f"teacher.model: {model} has no config.json; give a Hugging Face model folder")
+        raise InputError(f"{field}: {model} has no config.json; give a Hugging Face model folder")
     if not list(folder.glob("*.safetensors")):
-        raise InputError(
-            f"teacher.model: {model} has no .safetensors; save it with save_pretrained (pickle is not read)"
-        )
+        raise InputError(f"{field}: {model} has no .safetensors; save it with save_pretrained (pickle is not read)")
     return model
 
 
-def _download(repository: str) -> str:
+def _download(repository: str, field: str) -> str:
     import huggingface_hub
 
     try:
         return huggingface_hub.snapshot_download(repository, allow_patterns=HUB_FILES)
     except Exception as error:  # offline, gated, missing, misspelt: all mean that it cannot be had
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"teacher.model: hub:{repository} cannot be downloaded: {reason}") from None
+        raise InputError(f"{field}: hub:{repository} cannot be downloaded: {reason}") from None
 
 
-def load(folder: str | Path) -> Any:
+def load(folder: str | Path, field: str = TEACHER) -> Any:
     """A causal LM in float32, from safetensors, without remote code. Raises InputError with the reason."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -46,26 +44,7 @@ def load(folder: str | Path) -> Any:
             str(folder), dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
     except Exception as error:  # wrong architecture, truncated weights, remote code: the folder cannot be used
-        raise InputError(f"teacher.model: {folder} cannot be loaded: {' '.join(str(error).split())[:200]}") from None
-
-
-def llama_config(shape: spec.Shape, vocab_size: int, positions: int, end_id: int) -> Any:
-    """A small Llama with tied embeddings. positions: the longest sequence it will see."""
-    from transformers import LlamaConfig
-
-    return LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads,
-        max_position_embeddings=positions,
-        tie_word_embeddings=True,
-        bos_token_id=end_id,
-        eos_token_id=end_id,
-        pad_token_id=end_id,
-    )
+        raise InputError(f"{field}: {folder} cannot be loaded: {' '.join(str(error).split())[:200]}") from None
 
 
 def positions(config: Any) -> int:
@@ -73,7 +52,7 @@ def positions(config: Any) -> int:
     return int(getattr(config, "max_position_embeddings", None) or 2048)
 
 
-def configuration(folder: str | Path) -> Any:
+def configuration(folder: str | Path, field: str = TEACHER) -> Any:
     """What a model's config.json says, without its weights. Raises InputError with the reason."""
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -81,8 +60,8 @@ def configuration(folder: str | Path) -> Any:
     try:
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # no JSON, an unknown architecture, remote code: the folder cannot be used
-        raise InputError(f"teacher.model: {folder} cannot be used: {' '.join(str(error).split())[:200]}") from None
+        raise InputError(f"{field}: {folder} cannot be used: {' '.join(str(error).split())[:200]}") from None
     known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if not known or not all(getattr(config, name, None) for name in SIZES):
-        raise InputError(f"teacher.model: {folder} holds a {config.model_type}, no causal language model of text alone")
+        raise InputError(f"{field}: {folder} holds a {config.model_type}, no causal language model of text alone")
     return config
