@@ -1,19 +1,20 @@
 """Losses on hidden states. All of them follow from the scalars of a token, computed once:
 
-    s2 = |P s|^2,  t2 = |t|^2,  st = <P s, t>,  r = |s| / |t|    s: student, t: teacher (a constant), P: projector
+    s2 = |P s|^2,  t2 = |t|^2,  st = <P s, t>          s: student, t: teacher (a constant), P: projector
 
     L2         |P s - t|^2 / mean t2 = (s2 + t2 - 2 st) / mean t2                    (arXiv 1412.6550)
     direction  1 - st / sqrt(s2 t2)                                                  (arXiv 1910.01108)
-    norm       (c r - 1)^2,  c = mean r / mean r^2: what is left after the best scale
+    norm       ((c |s| - |t|) / |t|)^2,  c = mean |t| / mean |s|
     ND         1 - c st / (|t| max(c |P s|, |t|)),  c = mean |t| / mean |P s|        (arXiv 2305.17007)
 
 and |P s - t|^2 = (|P s| - |t|)^2 + 2 |P s| |t| (1 - cos): L2 is a norm term plus a norm-weighted direction term, so
 they overlap. Every c is a constant to the gradient.
 
 The norm term takes the student's state before the projector, which could otherwise rescale it away. Residual norms
-grow over a hundredfold with depth, and forcing a small student to that scale stalls it; c takes the scale out, and
-what is kept is the pattern of norms over tokens. Since this c is the one that makes the term smallest, the term does
-not change when all states grow or shrink together: it pulls the student to no scale, and cannot shrink it.
+grow over a hundredfold with depth, and forcing a small student to that scale stalls it: c takes the scale out. What is
+left pulls on the pattern of norms over tokens and, unless the patterns agree, towards smaller states: a squared
+relative error is smaller for those, and c makes up for the shrinking at every step. That pull is what helps: the
+gradient of the direction term goes as 1 / |s|, so states that grow stop learning directions (README.md).
 
 The gradients follow from the same scalars: a P s + b t by the projected state, with one a and one b per token, and
 e s by the student's own.
@@ -72,11 +73,11 @@ class _Alignment(torch.autograd.Function):
         by_student = None
         if weights.norm:
             own = student.float()
-            ratio = _dot(own, own).clamp_min(EPSILON**2).sqrt() / t_norm
-            scale = ratio.mean() / ratio.square().mean()
-            excess = scale * ratio - 1
+            own_norm = _dot(own, own).clamp_min(EPSILON**2).sqrt()
+            scale = t_norm.mean() / own_norm.mean()
+            excess = (scale * own_norm - t_norm) / t_norm
             loss = loss + weights.norm * excess.square().mean()
-            e = 2 * weights.norm * excess * scale / (ratio * t_norm**2)
+            e = 2 * weights.norm * excess * scale / (t_norm * own_norm)
             by_student = (e[:, None] * own / tokens).to(student.dtype)
         ctx.save_for_backward(by_student, (by_projected / tokens).to(projected.dtype))
         return loss
