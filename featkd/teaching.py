@@ -40,7 +40,9 @@ class Distillation(Section):
     ce_weight: float = Field(0.1, ge=0, le=1, description="Weight of cross-entropy beside the distillation loss.")
     l2_weight: float = Field(0.05, ge=0, description="Weight of the projected L2, relative to the teacher's norm.")
     direction_weight: float = Field(1.0, ge=0, description="Weight of 1 - cosine.")
-    norm_weight: float = Field(0.1, ge=0, description="Weight of the squared relative norm error, scale apart; it keeps states small.")
+    norm_weight: float = Field(
+        0.1, ge=0, description="Weight of the squared relative norm error, scale apart; it keeps states small."
+    )
     nd_weight: float = Field(0.0, ge=0, description="Weight of the norm-and-direction term (arXiv 2305.17007).")
     gram_weight: float = Field(0.0, ge=0, description="Weight of the difference of token similarities; no projector.")
     cka_weight: float = Field(0.0, ge=0, description="Weight of 1 - linear CKA; no projector (arXiv 1905.00414).")

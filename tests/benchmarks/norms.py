@@ -31,7 +31,8 @@ BESIDE = 9  # students beside one teacher pass
 LEAD = (
     "Students distilled with KL (and 0.1 cross-entropy) and different feature losses. Gains are in held-out loss, nats "
     "per token, against the student of the same corpus and seed: positive is better. Stage 1 chose the forms, stage 2 "
-    "confirms them on other corpora and seeds. 'shuffled': the teacher's norms in another order over the tokens."
+    "confirms them on other corpora and seeds. 'shuffled': the teacher's norms in another order over the tokens; "
+    "'size_penalty': the mean square of the student's states, without any teacher."
 )
 
 
@@ -86,6 +87,8 @@ def summarised(rows: list[dict[str, Any]], finalists: list[str], shuffled: str) 
         ("best_vs_kl_only", best, "kl-only", level),
         ("direction_vs_kl_only", "direction", "kl-only", 0.95),
         ("direction_1.1_vs_direction", "direction-1.1", "direction", 0.95),
+        ("size_penalty_vs_direction", "direction-size_penalty-3", "direction", 0.95),
+        ("size_penalty_alone_vs_kl_only", "size_penalty-0.03", "kl-only", 0.95),
         ("shuffled_vs_direction", shuffled, "direction", 0.95),
         ("real_vs_shuffled", shuffled.removeprefix("shuffled "), shuffled, 0.95),
         *((f"{name}_vs_direction", name, "direction", 0.95) for name in finalists),

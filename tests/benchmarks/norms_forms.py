@@ -80,6 +80,11 @@ def pearson(x: Pair) -> torch.Tensor:
     return 1 - correlation(size(x.s), size(x.t))
 
 
+def size_penalty(x: Pair) -> torch.Tensor:
+    """No teacher in it: small states, whatever they are (arXiv 1708.01009)."""
+    return x.s.square().mean()
+
+
 def nd(x: Pair) -> torch.Tensor:
     """Per token, after a batch scale (arXiv 2305.17007): it stands in for direction."""
     a, b = scaled(x.p, x.t)
@@ -111,19 +116,25 @@ def with_direction(*terms: tuple[float, Callable[[Pair], torch.Tensor]], **optio
 
 
 CANDIDATES = {
-    **{f"relative_fitted-{w}": with_direction((w, relative_fitted)) for w in (0.1, 0.3)},
+    **{f"relative-{w}": with_direction((w, relative)) for w in (0.1, 0.3)},
     **{
         f"{term.__name__}-0.1": with_direction((0.1, term))
-        for term in (relative, centred_log, affine_log, learned_log, pearson, after_norm, hinge)
+        for term in (relative_fitted, centred_log, affine_log, learned_log, pearson, after_norm, hinge)
     },
-    "relative_fitted-0.1-warm-up": with_direction((0.1, relative_fitted), warm_up=0.3),
+    "relative-0.1-warm-up": with_direction((0.1, relative), warm_up=0.3),
     "nd": Form(((1.0, nd),)),
     "l2-0.05": with_direction((0.05, l2)),
-    "l2-0.05-relative_fitted-0.1": with_direction((0.05, l2), (0.1, relative_fitted)),
+    "l2-0.05-relative-0.1": with_direction((0.05, l2), (0.1, relative)),
 }
-CONTROLS = {"kl-only": Form(), "direction": with_direction(), "direction-1.1": Form(((1.1, direction),))}
+CONTROLS = {
+    "kl-only": Form(),
+    "direction": with_direction(),
+    "direction-1.1": Form(((1.1, direction),)),
+    "direction-size_penalty-3": with_direction((3.0, size_penalty)),
+    "size_penalty-0.03": Form(((0.03, size_penalty),)),  # 0.3 and 3 lost to kl-only in a trial
+}
 OTHERS = {"pca": with_direction(projector="pca")}  # another projector: its baseline is not `direction`
-DEFAULT = "relative_fitted-0.1"
+DEFAULT = "relative-0.1"
 
 
 def form(name: str) -> Form:
