@@ -85,17 +85,18 @@ def _wanted(context: Context, teacher: Model, blocks: Artefact) -> list[dict[str
     spec = context.spec
     students = []
     for size in spec.students:
-        model = folder_digest(given.locate(size.model, size.field)) if size.model else None
+        folder = given.locate(size.model, size.field) if size.model else None
+        origin = folder_digest(folder) if folder else None
         for arm in spec.arms:
             for seed in spec.seeds:
                 student = {
                     "name": f"{arm}-{size.name}-{seed}",
                     "arm": arm,
-                    "size": size.model_dump(mode="json"),
+                    "size": {**size.model_dump(mode="json"), "model": folder},
                     "seed": seed,
                 }
                 inputs = {
-                    "student": {**student, "size": {**student["size"], "name": None, "model": model}, "name": None},
+                    "student": {**student, "size": {**student["size"], "name": None, "model": origin}, "name": None},
                     "teacher": teacher.digest,
                     "tokens": blocks.key,
                     "training": spec.training.model_dump(mode="json"),

@@ -13,8 +13,8 @@ they overlap. Every c is a constant to the gradient.
 The norm term takes the student's state before the projector, which could otherwise rescale it away. Residual norms
 grow over a hundredfold with depth, and forcing a small student to that scale stalls it: c takes the scale out. What is
 left pulls on the pattern of norms over tokens and, unless the patterns agree, towards smaller states: a squared
-relative error is smaller for those, and c makes up for the shrinking at every step. That pull is what helps: the
-gradient of the direction term goes as 1 / |s|, so states that grow stop learning directions (README.md).
+relative error is smaller for those, and c makes up for the shrinking at every step. It is the pull that helps, not the
+pattern: the teacher's norms in another order do as well. README.md has the evidence, and what may explain it.
 
 The gradients follow from the same scalars: a P s + b t by the projected state, with one a and one b per token, and
 e s by the student's own.

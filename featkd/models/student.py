@@ -69,11 +69,14 @@ def _origins(size: spec.Student, teacher_layers: int) -> list[int]:
 
 
 def build(size: spec.Student, teacher: Any, seed: int) -> tuple[Any, float]:
-    """(student, share of its weights copied from the teacher). The same seed gives the same weights."""
+    """(student, share of its weights copied from the teacher). The same seed gives the same weights.
+
+    `size.model`, if given, is a local folder by now.
+    """
     from transformers import AutoModelForCausalLM
 
     if size.model:
-        return given.load(given.locate(size.model, size.field), size.field), 0.0
+        return given.load(size.model, size.field), 0.0
     config = student_config(size, teacher.config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
