@@ -172,6 +172,7 @@ def _claim_stdout() -> Callable[[Event], None]:
     # os.dup's copy is not inherited: no grandchild can hold the parent's pipe open
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    sys.stdout.reconfigure(line_buffering=True)  # a killed child writes no buffers: its last lines say why
     lock = threading.Lock()
 
     def send(event: Event) -> None:
