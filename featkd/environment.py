@@ -63,15 +63,34 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def free_memory_bytes(device: str) -> int:
+    """What a process may still take on 'cpu' or 'cuda', within the limit of the container it runs in."""
+    if device == "cuda":
+        return round(float(_nvidia_smi("memory.free").partition(" ")[0]) * 2**20)
+    import psutil
+
+    free, group = psutil.virtual_memory().available, Path("/sys/fs/cgroup")
+    try:
+        most = int((group / "memory.max").read_text())
+        return min(free, most - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):  # no cgroups of version 2, or no limit
+        return free
+
+
 @functools.cache
 def accelerator() -> str | None:
     """The first GPU's name by nvidia-smi, None where there is none."""
     if not shutil.which("nvidia-smi"):
         return None
-    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    return _nvidia_smi("name") or None
+
+
+def _nvidia_smi(field: str) -> str:
+    """Of the first GPU; empty where it says nothing."""
+    query = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]
     found = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
-    names = found.stdout.strip().splitlines()
-    return names[0] if found.returncode == 0 and names else None
+    lines = found.stdout.strip().splitlines()
+    return lines[0] if found.returncode == 0 and lines else ""
 
 
 @functools.cache

@@ -153,7 +153,11 @@ class Alignment(Part):
 class Training(Part):
     """What it cost to make a candidate."""
 
-    seconds: float | None = None
+    seconds: float | None = Field(None, description="Its own, and its share of the teacher's pass.")
+    teacher_seconds: float | None = Field(None, description="Its share of the teacher's pass.")
+    memory_bytes: int | None = Field(
+        None, description="Weights, gradients and optimiser while it was trained; projectors included."
+    )
     tokens: int | None = None
     steps: int | None = None
     parameters: int

@@ -1,17 +1,18 @@
 """The PoC spec: one frozen, validated tree. featkd/specfile.py reads it from YAML; what a student learns from is in
-teaching.py, what judges it in judging.py.
+teaching.py, how it is trained in training.py, what judges it in judging.py.
 
 Unknown keys are errors. What can change a result stands here or in the recorded environment.
 """
 
 import hashlib
 import json
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from featkd.judging import Cost, Gate, Latency, Quality, Section
-from featkd.teaching import Distillation
+from featkd.teaching import Distillation, Recipe, recipes
+from featkd.training import Compute, Optimisation, TeacherTraining
 
 ARMS = ("sft", "logit-kd", "feature-kd")
 
@@ -77,39 +78,6 @@ class Data(Section):
         if self.min_chars > self.max_chars:
             raise ValueError("min_chars is above max_chars: write a smaller min_chars")
         return self
-
-
-class Shape(Section):
-    """The shape of a Llama-like model."""
-
-    hidden_size: int = Field(ge=8, description="Width of the residual stream.")
-    layers: int = Field(ge=1, description="Number of blocks.")
-    heads: int = Field(ge=1, description="Attention heads; must divide hidden_size.")
-    intermediate_size: int = Field(ge=8, description="Width of the MLP.")
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> "Shape":
-        if self.hidden_size % (2 * self.heads):
-            raise ValueError(f"heads: {self.heads} must divide hidden_size {self.hidden_size} into even parts")
-        return self
-
-
-class Optimisation(Section):
-    """AdamW with linear warm-up and cosine decay to a tenth."""
-
-    tokens: int = Field(ge=1, description="Training tokens, counted with padding. The same for every candidate.")
-    batch_size: int = Field(16, ge=1, description="Blocks per step.")
-    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate.")
-    warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps spent warming up.")
-    weight_decay: float = Field(0.1, ge=0, description="On matrices, not on norms.")
-    grad_clip: float = Field(1.0, gt=0, description="Largest gradient norm.")
-
-
-class TeacherTraining(Optimisation):
-    """A teacher made by the pipeline: for trials and tests, where no model lies at hand."""
-
-    shape: Shape = Field(description="The teacher's shape.")
-    vocab_size: int = Field(8192, ge=300, description="Size of the byte-level BPE vocabulary trained on the data.")
 
 
 class Teacher(Section):
@@ -179,14 +147,6 @@ class Tracking(Section):
     experiment: str | None = Field(None, description="MLflow experiment. Default: the spec's name.")
 
 
-class Compute(Section):
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes an accelerator where there is one.")
-    threads: int | None = Field(None, ge=1, description="CPU threads. Default: the cores this process may use.")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="Training arithmetic. auto: bf16 where the processor multiplies it fast, else fp32."
-    )
-
-
 class Spec(Section):
     """One PoC."""
 
@@ -197,6 +157,11 @@ class Spec(Section):
     students: list[Student] = Field(min_length=1, description="The sizes to try, largest first.")
     arms: list[Literal["sft", "logit-kd", "feature-kd"]] = Field(
         list(ARMS), min_length=1, description="Ways to train a student. sft is the control and is always needed."
+    )
+    ablations: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")], dict[str, Any]] = Field(
+        default_factory=dict,
+        description="Further arms, named feature-kd-NAME: feature-kd with other options of `distillation`. "
+        "E.g. no-direction: {direction_weight: 0}.",
     )
     seeds: list[int] = Field([0], min_length=1, description="Replicates. The first one ships.")
     block_size: int = Field(256, ge=8, description="Tokens per training sequence.")
@@ -215,6 +180,9 @@ class Spec(Section):
     def _coherent(self) -> "Spec":
         if "sft" not in self.arms:
             raise ValueError("arms: sft is missing; it is the control that shows what distillation adds")
+        if self.ablations and "feature-kd" not in self.arms:
+            raise ValueError("ablations: feature-kd is missing in arms; they are held against it")
+        recipes(self.arms, self.distillation, self.ablations)
         for field, values in {
             "arms": self.arms,
             "seeds": self.seeds,
@@ -252,13 +220,17 @@ class Spec(Section):
     def digest(self) -> str:
         return digest(self.model_dump(mode="json"))
 
+    def recipes(self) -> dict[str, Recipe]:
+        """Every arm, ablations included, to what its students learn from."""
+        return recipes(self.arms, self.distillation, self.ablations)
+
     def candidates(self) -> list[CandidateName]:
         """Every arm x size x precision, in the order of the spec: sizes first, then arms."""
         plain = len(self.students) == 1 and self.export.precisions == ["fp32"]
         return [
             CandidateName(arm if plain else "-".join([arm, size.name, precision]), arm, size.name, precision)
             for size in self.students
-            for arm in self.arms
+            for arm in self.recipes()
             for precision in self.export.precisions
         ]
 

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from featkd.judging import Section
 
@@ -92,8 +92,30 @@ class Distillation(Section):
     def has_projector(self) -> bool:
         return any(getattr(self, term) for term in WITH_PROJECTOR)
 
-    def relevant(self, arm: str) -> dict[str, Any] | None:
-        """What an arm's weights depend on, as plain JSON values: logit-kd knows nothing of feature terms."""
-        if arm == "sft":
-            return None
-        return self.model_dump(mode="json", include=None if arm == "feature-kd" else OUTPUTS)
+    def outputs_only(self) -> "Distillation":
+        """The same without feature terms: what logit-kd learns from. All that it does not use is at its default."""
+        return Distillation(**self.model_dump(include=OUTPUTS), **dict.fromkeys(TERMS, 0.0))
+
+
+Recipe = Distillation | None  # None: plain fine-tuning, without a teacher
+
+
+def recipes(arms: list[str], wanted: Distillation, ablations: dict[str, dict[str, Any]]) -> dict[str, Recipe]:
+    """Arm to what its students learn from. An ablation is feature-kd with some of its options changed.
+
+    Raises ValueError that names the ablation and the option.
+    """
+    known = {"sft": None, "logit-kd": wanted.outputs_only(), "feature-kd": wanted}
+    found = {arm: known[arm] for arm in arms}
+    for name, changes in ablations.items():
+        try:
+            recipe = Distillation.model_validate({**wanted.model_dump(exclude_unset=True), **changes})
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, ["ablations", name, *first["loc"]]))
+            raise ValueError(f"{place}: {first['msg'].removeprefix('Value error, ')}") from None
+        if recipe in found.values():
+            twin = next(arm for arm, other in found.items() if other == recipe)
+            raise ValueError(f"ablations.{name}: the same as {twin}; change an option of distillation, or leave it out")
+        found[f"feature-kd-{name}"] = recipe
+    return found

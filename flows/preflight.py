@@ -22,11 +22,11 @@ def check(spec: Spec, home: Path) -> None:
         student = student_config(size, teacher)
         if size.model:
             _check_given_student(spec, size, student, teacher)
-        wanted = spec.distillation
-        if "feature-kd" in spec.arms and wanted.has_features:
-            layer_pairs(wanted.layer_pairs, student.num_hidden_layers, teacher.num_hidden_layers)
-            if wanted.has_projector:
-                check_projector(wanted.projector, student.hidden_size, teacher.hidden_size, wanted.projector_rank)
+        for recipe in filter(None, spec.recipes().values()):
+            if recipe.has_features:
+                layer_pairs(recipe.layer_pairs, student.num_hidden_layers, teacher.num_hidden_layers)
+            if recipe.has_projector:
+                check_projector(recipe.projector, student.hidden_size, teacher.hidden_size, recipe.projector_rank)
     _check_tasks(spec.quality, home)
 
 

@@ -41,7 +41,8 @@ def needs_hub(spec: Spec) -> bool:
     """Does the spec name something that lies on the Hugging Face hub? A stock lm-eval task brings its data set."""
     own = _task_names(Path(spec.quality.include)) if spec.quality.include else set()
     stock_tasks = [name for name in spec.quality.tasks if not name.startswith(MADE_TASKS) and name not in own]
-    return bool(spec.data.hub or (spec.teacher.model or "").startswith("hub:") or stock_tasks)
+    models = [spec.teacher.model, *(size.model for size in spec.students)]
+    return bool(spec.data.hub or any((model or "").startswith("hub:") for model in models) or stock_tasks)
 
 
 def _task_names(folder: Path) -> set[str]:

@@ -1,13 +1,18 @@
-"""A live line for long work, fed by the events of a child process (featkd/child.py).
+"""A live line for long work, and a progress artifact on Prefect's page, fed by the events of a child process.
 
 with Progress("teacher") as progress:
     run_child("featkd.distill.worker", job, workdir, on_event=progress)
 """
 
+import logging
+import re
 import shutil
 import sys
 import time
 from typing import Any, TextIO
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.context import TaskRunContext
 
 QUIET_PERIOD_S = 10.0
 TTY_PERIOD_S = 0.2
@@ -16,7 +21,8 @@ TTY_PERIOD_S = 0.2
 class Progress:
     """Called with {"event": "progress", "step", "steps", "loss"?, "tokens_per_s"?, "note"?}; others are ignored.
 
-    On a terminal one line that is overwritten; elsewhere one line every 10 s.
+    On a terminal one line that is overwritten; elsewhere one line every 10 s. The artifact follows every 10 s, where
+    there is a task run that it can belong to.
     """
 
     def __init__(self, name: str, stream: TextIO | None = None):
@@ -25,6 +31,8 @@ class Progress:
         self.live = self.stream.isatty()
         self.start = self.shown = time.monotonic()
         self.first_step: float | None = None
+        self.artifact: Any = None
+        self.published = self.start
 
     def __enter__(self) -> "Progress":
         return self
@@ -41,6 +49,9 @@ class Progress:
             # a resumed or warming-up child: the rate counts from what we saw first
             self.first_step, self.start = event["step"], now
         last = event["step"] >= event["steps"]
+        if now - self.published >= QUIET_PERIOD_S or (last and self.artifact):
+            self.published = now
+            self._publish(event, now)
         if now - self.shown < (TTY_PERIOD_S if self.live else QUIET_PERIOD_S) and not (last and self.live):
             return
         self.shown = now
@@ -49,6 +60,20 @@ class Progress:
             self._write("\r" + line[: shutil.get_terminal_size().columns - 1] + "\x1b[K")
         else:
             self._write(line + "\n")
+
+    def _publish(self, event: dict[str, Any], now: float) -> None:
+        """A server that does not answer is no reason to end the work: the line on the terminal goes on."""
+        if not TaskRunContext.get():
+            return
+        percent, line = 100 * event["step"] / max(event["steps"], 1), self._line(event, now)
+        try:
+            if self.artifact is None:
+                key = re.sub("[^a-z0-9]+", "-", self.name.lower())
+                self.artifact = create_progress_artifact(percent, key=key, description=line)
+            else:
+                update_progress_artifact(self.artifact, percent, description=line)
+        except Exception as error:  # whatever its client raises
+            logging.getLogger(__name__).debug("no progress artifact: %s", error)
 
     def _line(self, event: dict[str, Any], now: float) -> str:
         step, steps = event["step"], event["steps"]

@@ -1,22 +1,20 @@
 """Stages teacher and distil: the model to replace, and all students on one pass of it."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featkd import environment
 from featkd.child import run_child
-from featkd.models import given
 from featkd.result import Training
+from featkd.spec import digest
 from featkd.store import Artefact, artefact_key
+from tasks import plan
 from tasks.context import Context
-from tasks.data import folder_digest
 from tasks.progress import Progress
 from tasks.stages import obtain, stage
-
-ROOMS = ["distill", "models", "align"]
-PACKAGES = ["torch", "transformers"]
 
 # Large tensors come and go each step; glibc would hand their pages back to the system and fault them in again.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
@@ -48,30 +46,35 @@ def trained_teacher(context: Context, blocks: Artefact, tokenizer: Artefact) -> 
         "positions": spec.block_size,
         "seed": 0,
         "training": training.model_dump(mode="json", exclude={"shape", "vocab_size"}),
-        "compute": _compute(context),
+        "compute": plan.compute(context),
     }
-    key = artefact_key({"job": job, "tokens": blocks.key, "machine": _machine()}, ROOMS, PACKAGES)
+    inputs = {"job": job, "tokens": blocks.key, "machine": plan.machine()}
+    key = artefact_key(inputs, plan.ROOMS, plan.PACKAGES)
 
     def build(out: Path) -> dict[str, Any]:
-        job.update(tokens=str(blocks.path), tokenizer=str(tokenizer.path), out=str(out))
-        with context.workdir() as workdir, Progress("teacher") as progress:
-            done = run_child("featkd.distill", job, workdir, on_event=progress, env=MALLOC)
+        job.update(tokens=str(blocks.path), tokenizer=str(tokenizer.path))
+        with _trained(context, "teacher", job, [key]) as (done, folder):
+            (folder / "teacher").rename(out / "teacher")
         return {**done["models"]["teacher"], "bf16": done["bf16"]}
 
     made = obtain(context.log, "teacher", context.store, "teacher", key, build, note=_note)
+    plan.forget(context, [key])
     return Model(made.path / "teacher", made.meta["weights_sha256"] or made.key, _training(made.meta))
 
 
 @stage("distil")
 def distil(context: Context, teacher: Model, blocks: Artefact) -> dict[tuple[str, str, int], Model]:
-    """(arm, size, seed) to student. Only those that the store lacks are trained, side by side."""
-    students = _wanted(context, teacher, blocks)
+    """(arm, size, seed) to student. Only those that the store lacks are trained."""
+    students = plan.wanted(context, teacher.digest, blocks.key)
     with context.log.timed("distil") as entry, context.store.lock("distil", blocks.key):
-        missing = [student for student in students if not context.store.get("student", student["key"])]
-        if missing:
-            _train(context, teacher, blocks, missing)
+        missing = {student["key"]: student for student in students if not context.store.get("student", student["key"])}
+        groups = plan.side_by_side(context, teacher.folder, missing) if missing else []
+        for number, group in enumerate(groups, 1):
+            _train(context, teacher, blocks, group, f"distil {number}/{len(groups)}" if len(groups) > 1 else "distil")
         entry["state"] = "made" if missing else "reused"
         entry["note"] = f"{len(missing)} trained, {len(students) - len(missing)} reused"
+        if len(groups) > 1:
+            entry["note"] += f"; {len(groups)} passes of the teacher"
     found = {}
     for student in students:
         made = context.store.get("student", student["key"])
@@ -81,52 +84,37 @@ def distil(context: Context, teacher: Model, blocks: Artefact) -> dict[tuple[str
     return found
 
 
-def _wanted(context: Context, teacher: Model, blocks: Artefact) -> list[dict[str, Any]]:
-    spec = context.spec
-    students = []
-    for size in spec.students:
-        folder = given.locate(size.model, size.field) if size.model else None
-        origin = folder_digest(folder) if folder else None
-        for arm in spec.arms:
-            for seed in spec.seeds:
-                student = {
-                    "name": f"{arm}-{size.name}-{seed}",
-                    "arm": arm,
-                    "size": {**size.model_dump(mode="json"), "model": folder},
-                    "seed": seed,
-                }
-                inputs = {
-                    "student": {**student, "size": {**student["size"], "name": None, "model": origin}, "name": None},
-                    "teacher": teacher.digest,
-                    "tokens": blocks.key,
-                    "training": spec.training.model_dump(mode="json"),
-                    "distillation": spec.distillation.relevant(arm),
-                    "compute": _compute(context),
-                    "machine": _machine(),
-                }
-                students.append({**student, "key": artefact_key(inputs, ROOMS, PACKAGES)})
-    return students
-
-
-def _train(context: Context, teacher: Model, blocks: Artefact, students: list[dict[str, Any]]) -> None:
-    with context.workdir() as workdir, Progress("distil") as progress:
-        job = {
-            "mode": "students",
-            "teacher": str(teacher.folder),
-            "tokenizer": str(teacher.folder),
-            "tokens": str(blocks.path),
-            "students": students,
-            "training": context.spec.training.model_dump(mode="json"),
-            "distillation": context.spec.distillation.model_dump(mode="json"),
-            "compute": _compute(context),
-            "out": str(workdir),
-        }
-        done = run_child("featkd.distill", job, workdir, on_event=progress, env=MALLOC)
-        taught = sum(student["arm"] != "sft" for student in students)
+def _train(context: Context, teacher: Model, blocks: Artefact, students: list[plan.Wanted], name: str) -> None:
+    """A group, on one pass of the teacher, into the store. In the order of the keys: that of its checkpoints."""
+    students = sorted(students, key=lambda student: student["key"])
+    job = {
+        "mode": "students",
+        "teacher": str(teacher.folder),
+        "tokenizer": str(teacher.folder),
+        "tokens": str(blocks.path),
+        "students": students,
+        "training": context.spec.training.model_dump(mode="json"),
+        "compute": plan.compute(context),
+    }
+    with _trained(context, name, job, [student["key"] for student in students]) as (done, folder):
+        taught = sum(student["recipe"] is not None for student in students)
         for student in students:
-            share = done["teacher_seconds"] / taught if student["arm"] != "sft" else 0.0
+            share = done["teacher_seconds"] / taught if student["recipe"] is not None else 0.0
             meta = {**done["models"][student["name"]], "teacher_seconds": share, "bf16": done["bf16"]}
-            _keep(context, student["key"], workdir / student["name"], meta)
+            _keep(context, student["key"], folder / student["name"], meta)
+    plan.forget(context, [student["key"] for student in students])
+
+
+@contextmanager
+def _trained(context: Context, name: str, job: dict[str, Any], keys: list[str]) -> Iterator[tuple[dict, Path]]:
+    """What the child says, and the folder with its models."""
+    checkpoints = plan.checkpoint_folder(context, keys)
+    with context.workdir() as out:
+        job = {**job, "out": str(out), "checkpoints": str(checkpoints), "identity": digest(sorted(keys))}
+        job["compute"] = {**job["compute"], "checkpoint_minutes": context.spec.compute.checkpoint_minutes}
+        with Progress(name) as progress:
+            done = run_child("featkd.distill", job, out, on_event=progress, env=MALLOC)
+        yield done, out
 
 
 def _keep(context: Context, key: str, folder: Path, meta: dict[str, Any]) -> None:
@@ -137,20 +125,10 @@ def _keep(context: Context, key: str, folder: Path, meta: dict[str, Any]) -> Non
     context.store.make("student", key, build)
 
 
-def _compute(context: Context) -> dict[str, Any]:
-    return {**context.spec.compute.model_dump(mode="json"), "threads": context.threads}
-
-
-def _machine() -> dict[str, Any]:
-    """What `auto` in the spec's compute section depends on: weights repeat on the same machine only."""
-    found = environment.hardware()
-    return {name: found[name] for name in ("cpu", "accelerator")}
-
-
 def _training(meta: dict[str, Any]) -> Training:
     """A distilled student's seconds are its own and its share of the teacher's pass."""
-    own = {name: meta[name] for name in Training.model_fields if name in meta}
-    return Training(**{**own, "seconds": meta["seconds"] + meta.get("teacher_seconds", 0.0)})
+    found = {name: meta[name] for name in Training.model_fields if name in meta}
+    return Training(**{**found, "seconds": meta["seconds"] + meta.get("teacher_seconds", 0.0)})
 
 
 def _note(made: Artefact) -> str:

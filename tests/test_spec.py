@@ -57,6 +57,15 @@ def tree(**changes):
             {"distillation": {"relation_weight": 1, "layer_pairs": [[1, 1], [0, 0]]}},
             "relation_weight: takes the last of layer_pairs, which has no block",
         ),
+        (
+            {"ablations": {"no-norm": {"norm_wait": 0}}},
+            "ablations.no-norm.norm_wait: Extra inputs are not permitted",
+        ),
+        ({"ablations": {"all": {"direction_weight": 1}}}, "ablations.all: the same as feature-kd; change an option"),
+        ({"ablations": {"a": {"norm_weight": 0}, "b": {"norm_weight": 0}}}, "ablations.b: the same as feature-kd-a"),
+        ({"ablations": {"No": {"norm_weight": 0}}}, "ablations.No"),
+        ({"arms": ["sft"], "ablations": {"a": {"norm_weight": 0}}}, "feature-kd is missing in arms"),
+        ({"training": {"tokens": 1, "batch_size": 8, "micro_batch_size": 3}}, "3 must divide batch_size 8"),
     ],
 )
 def test_wrong_specs_get_one_line_that_names_the_field(changes, expected):
@@ -108,9 +117,8 @@ def test_the_digest_sees_every_value_and_no_order():
 
 def test_an_arm_depends_on_its_own_options_alone():
     plain, other = (Distillation(norm_weight=weight) for weight in (0.1, 0.2))
-    assert plain.relevant("sft") is None
-    assert plain.relevant("logit-kd") == other.relevant("logit-kd") != Distillation(top_k=3).relevant("logit-kd")
-    assert plain.relevant("feature-kd") != other.relevant("feature-kd")
+    assert plain.outputs_only() == other.outputs_only() != Distillation(top_k=3).outputs_only()
+    assert not plain.outputs_only().has_features
 
 
 def test_candidates_have_plain_names_with_one_size_and_full_names_with_several():

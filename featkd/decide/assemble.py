@@ -60,11 +60,13 @@ def candidates(
 
 
 def comparisons(evidence: list[Evidence]) -> list[result.Comparison]:
-    """What distillation adds: arms of the same size and precision side by side, paired by example."""
+    """What distillation adds: arms of the same size and precision side by side, paired by example; and what each part
+    of it adds: feature-kd against its ablations."""
     by_place = {(found.arm, found.size, found.precision): found for found in evidence if found.samples is not None}
     rows = []
     for (arm, size, precision), found in by_place.items():
-        for better, control in SIDE_BY_SIDE:
+        ablations = [("feature-kd", other) for other in dict.fromkeys(place[0] for place in by_place)]
+        for better, control in [*SIDE_BY_SIDE, *(pair for pair in ablations if pair[1].startswith("feature-kd-"))]:
             other = by_place.get((control, size, precision))
             if arm == better and other is not None:
                 rows += _compare(found, other)

@@ -98,6 +98,13 @@ class Alignment:
         if self.suspicions == 2:
             self.dropped_at = progress
 
+    def guard(self) -> dict[str, Any]:
+        """What it has found so far; `restore` takes it back."""
+        return {"dropped_at": self.dropped_at, "looks": self.looks, "suspicions": self.suspicions}
+
+    def restore(self, guard: dict[str, Any]) -> None:
+        self.dropped_at, self.looks, self.suspicions = guard["dropped_at"], guard["looks"], guard["suspicions"]
+
     def record(self) -> dict[str, Any]:
         """A result.Alignment."""
         return {

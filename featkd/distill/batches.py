@@ -1,6 +1,7 @@
 """Batches of token blocks, what is learned of them, and held-out losses over them."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +13,35 @@ from featkd.distill.runtime import Runtime
 
 IGNORED = -100
 DATA_SEED = 0
+
+
+class MicroBatch(NamedTuple):
+    """What goes through the models at once.
+
+    ids, valid, keep [blocks, block]: valid is what belongs to the text that is learned, keep marks the positions whose
+    next token is learned, targets [tokens] are those tokens. share: its part of the batch's learned tokens. last: the
+    batch ends with it.
+    """
+
+    number: int
+    ids: torch.Tensor
+    valid: torch.Tensor
+    keep: torch.Tensor
+    targets: torch.Tensor
+    share: float
+    last: bool
+
+
+def micro_batches(batch: np.ndarray, size: int | None, run: Runtime) -> Iterator[MicroBatch]:
+    """A batch int32 [2, blocks, block] in parts of `size` blocks; parts where nothing is learned are left out."""
+    learned_tokens = (batch[1][:, 1:] != IGNORED).sum(axis=1)
+    size = size or batch.shape[1]
+    starts = [start for start in range(0, batch.shape[1], size) if learned_tokens[start : start + size].any()]
+    for number, start in enumerate(starts):
+        ids, labels = on_device(batch[:, start : start + size], run)
+        keep, targets = learned(labels)
+        share = len(targets) / int(learned_tokens.sum())
+        yield MicroBatch(number, ids, labels != IGNORED, keep, targets, share, number == len(starts) - 1)
 
 
 def batches(blocks: np.ndarray, batch_size: int, steps: int) -> Iterator[np.ndarray]:

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from featkd import spec
+from featkd.training import Shape
 
 
-def llama_config(shape: spec.Shape, vocab_size: int, positions: int, end_id: int) -> Any:
+def llama_config(shape: Shape, vocab_size: int, positions: int, end_id: int) -> Any:
     """A small Llama with tied embeddings. positions: the longest sequence it will see."""
     from transformers import LlamaConfig
 

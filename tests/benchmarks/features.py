@@ -18,11 +18,15 @@ from evidence import QUICK, write
 
 from featkd import spec
 from featkd.distill import engine
+from featkd.distill.batches import micro_batches
 from featkd.distill.forward import Forward
+from featkd.distill.learner import Learner
 from featkd.distill.runtime import Runtime, runtime
 from featkd.measure.latency import _rss_bytes
 from featkd.models import student as students
 from featkd.models.llama import llama_config
+from featkd.teaching import Distillation, recipes
+from featkd.training import Shape
 
 ARMS = ("logit-kd", "feature-kd")
 REPEATS = 3 if QUICK else 41
@@ -42,46 +46,50 @@ CASES = {
 }
 
 
-def prepared(case: dict[str, Any], arms: tuple[str, ...]) -> tuple[Any, list[engine.Learner], Runtime]:
+def prepared(case: dict[str, Any], arms: tuple[str, ...]) -> tuple[Forward, list[Learner], Runtime]:
     from transformers import AutoModelForCausalLM
 
     run = runtime(spec.Compute())
     torch.manual_seed(0)
-    config = llama_config(spec.Shape(**case["teacher"]), case["vocabulary"], BLOCK, 0)
+    config = llama_config(Shape(**case["teacher"]), case["vocabulary"], BLOCK, 0)
     teacher = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     size = spec.Student(name="s", **case["student"])
-    learners = [engine.Learner(arm, arm, students.build(size, teacher, 0)[0], 0, size.name) for arm in arms]
+    learners = [
+        Learner(arm, students.build(size, teacher, 0)[0], 0, recipe, TRAINING, size.name)
+        for arm, recipe in recipes(list(arms), Distillation(), {}).items()
+    ]
     blocks = np.random.default_rng(0).integers(1, case["vocabulary"], (2, 4, BLOCK))
-    engine._prepare(learners, teacher, blocks, TRAINING, spec.Distillation(), case["vocabulary"], run)
-    return teacher, learners, run
+    return engine._ready(teacher, learners, blocks, run), learners, run
 
 
-def step(forward: Any, learner: engine.Learner, ids: torch.Tensor, run: Runtime, number: int) -> float:
+def step(forward: Any, learner: Learner, ids: np.ndarray, run: Runtime, number: int) -> float:
     """Seconds of a whole step of one arm."""
     start = time.perf_counter()
-    signal = engine._teacher_signal(forward, [learner], ids, ids, number / 1000, run)
-    engine._step(learner, signal, ids, ids, TRAINING, spec.Distillation(), number, 1000, run)
+    (batch,) = micro_batches(np.stack([ids, ids]), None, run)
+    signal = engine._signal(forward, [learner], batch, number / 1000, run)
+    learner.add_gradients(signal, batch, number, 1000, run)
+    learner.update(number, 1000)
     return time.perf_counter() - start
 
 
 def timed(name: str, case: dict[str, Any]) -> list[dict[str, Any]]:
-    teacher, learners, run = prepared(case, ARMS)
-    forward, rng = Forward(teacher), np.random.default_rng(0)
+    forward, learners, run = prepared(case, ARMS)
+    rng = np.random.default_rng(0)
     seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
     for number in range(REPEATS + 2):
-        ids = torch.from_numpy(rng.integers(1, case["vocabulary"], (BATCH, BLOCK)))
+        ids = rng.integers(1, case["vocabulary"], (BATCH, BLOCK))
         for learner in learners if number % 2 else learners[::-1]:
-            seconds[learner.arm].append(step(forward, learner, ids, run, number))
+            seconds[learner.name].append(step(forward, learner, ids, run, number))
     return [
         {
             "case": name,
-            "arm": learner.arm,
+            "arm": learner.name,
             "parameters": sum(parameter.numel() for parameter in learner.model.parameters()),
             "layer_pairs": len(learners[1].alignment.pairs),
             "tokens": BATCH * BLOCK,
             "bf16": run.bf16,
-            "median_s": statistics.median(seconds[learner.arm][2:]),
-            "seconds": seconds[learner.arm][2:],
+            "median_s": statistics.median(seconds[learner.name][2:]),
+            "seconds": seconds[learner.name][2:],
         }
         for learner in learners
     ]
@@ -102,9 +110,8 @@ def peak_bytes(name: str, arm: str) -> int:
 
 def child(name: str, arm: str) -> None:
     before = _rss_bytes("VmRSS")
-    teacher, (learner,), run = prepared(CASES[name], (arm,))
-    forward = Forward(teacher)
-    ids = torch.from_numpy(np.random.default_rng(0).integers(1, CASES[name]["vocabulary"], (BATCH, BLOCK)))
+    forward, (learner,), run = prepared(CASES[name], (arm,))
+    ids = np.random.default_rng(0).integers(1, CASES[name]["vocabulary"], (BATCH, BLOCK))
     for number in range(3):
         step(forward, learner, ids, run, number)
     print(json.dumps(_rss_bytes("VmHWM") - before))

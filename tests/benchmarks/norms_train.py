@@ -18,6 +18,7 @@ from evidence import QUICK
 from featkd import spec, specfile
 from featkd.data import corpus as corpora
 from featkd.models.llama import llama_config
+from featkd.training import Shape
 
 ROOT = Path(__file__).parents[2]
 CACHE = Path(tempfile.gettempdir()) / ("norms-quick" if QUICK else "norms")
@@ -102,7 +103,7 @@ def model(role: str, seed: int) -> Any:
 
     logging.disable_progress_bar()
     torch.manual_seed(seed)
-    config = llama_config(spec.Shape(**SETTINGS[role]), SETTINGS["vocabulary"], SETTINGS["block"], 0)
+    config = llama_config(Shape(**SETTINGS[role]), SETTINGS["vocabulary"], SETTINGS["block"], 0)
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-from test_engine import RUN, TRAINING, same, students, train, weights
+from test_engine import RUN, TRAINING, blocks_of, same, students, train, weights
 
 from featkd import spec
 from featkd.distill import alignment, batches, engine
 from featkd.distill.alignment import Alignment
+from featkd.distill.learner import Learner
 from featkd.errors import InputError, RunError
 from featkd.models import given, student
 from featkd.teaching import Distillation
@@ -76,11 +77,10 @@ def test_teacher_and_student_of_any_two_families(families, tmp_path, folder):
     ]
     narrow = spec.Student(name="s", layers=3, hidden_size=16, heads=2, intermediate_size=24)
     small, _ = student.build(narrow, made[1], 0)
-    learner = engine.Learner("feature-kd", "feature-kd", small, 0, "s")
-    before = weights(learner)
     wanted = Distillation(relation_weight=0.1, gram_weight=0.1, relation_heads=2, guard=False)
-    blocks = [np.load(folder / f"{part}.npy") for part in ("train", "valid")]
-    engine.train([learner], made[0], *blocks, TRAINING, wanted, RUN, lambda **fields: None)
+    learner = Learner("feature-kd", small, 0, wanted, TRAINING)
+    before = weights(learner)
+    engine.train([learner], made[0], *blocks_of(folder), RUN, lambda **fields: None)
     assert learner.alignment.pairs == [(0, 0), (1, 1), (2, 3)]
     assert np.isfinite(learner.curve[-1]["validation_loss"])
     assert not any(torch.equal(value, before[name]) for name, value in weights(learner).items() if value.ndim > 1)
@@ -101,13 +101,12 @@ def test_padding_changes_nothing_whatever_it_holds(folder, options):
     """Losses on hidden states of two peers count it."""
     found = []
     for garbage in (1, 200):
-        made, (learner,) = students(folder, ["feature-kd"])
+        made, (learner,) = students(folder, ["feature-kd"], distillation=Distillation(**options))
         ids = np.load(folder / "train.npy")[0].copy()
         labels = ids.copy()
         labels[:, 20:], ids[:, 20:] = batches.IGNORED, garbage
         valid = np.load(folder / "valid.npy")
-        wanted = Distillation(**options)
-        engine.train([learner], made, np.stack([ids, labels]), valid, TRAINING, wanted, RUN, lambda **fields: None)
+        engine.train([learner], made, np.stack([ids, labels]), valid, RUN, lambda **fields: None)
         found.append(weights(learner))
     for name in found[0]:
         assert torch.allclose(found[0][name], found[1][name], atol=1e-6), name
@@ -165,23 +164,21 @@ def test_without_a_learned_token_there_is_no_training(folder):
     nothing = np.stack([ids, np.full_like(ids, batches.IGNORED)])
     made, learners = students(folder, ["sft"])
     with pytest.raises(RunError, match="no token is learned: all labels are masked"):
-        engine.train(learners, made, nothing, nothing, TRAINING, Distillation(), RUN, lambda **fields: None)
+        engine.train(learners, made, nothing, nothing, RUN, lambda **fields: None)
 
 
 def test_a_teacher_with_infinite_logits_is_named(folder):
     made, learners = students(folder, ["logit-kd"])
     made.lm_head.weight.data[7] = float("inf")
-    blocks = [np.load(folder / f"{part}.npy") for part in ("train", "valid")]
     with pytest.raises(RunError, match="teacher.model: its outputs are not finite at step 1 of"):
-        engine.train(learners, made, *blocks, TRAINING, Distillation(), RUN, lambda **fields: None)
+        engine.train(learners, made, *blocks_of(folder), RUN, lambda **fields: None)
 
 
 def test_a_student_with_more_padding_than_its_teacher(folder):
     made, learners = students(folder, ["feature-kd"])
     for learner in learners:
         learner.model.resize_token_embeddings(made.config.vocab_size + 7)
-    blocks = [np.load(folder / f"{part}.npy") for part in ("train", "valid")]
-    engine.train(learners, made, *blocks, TRAINING, Distillation(), RUN, lambda **fields: None)
+    engine.train(learners, made, *blocks_of(folder), RUN, lambda **fields: None)
     assert np.isfinite(learners[0].curve[-1]["validation_loss"])
 
 

@@ -13,27 +13,35 @@ from featkd.child import run_child
 from featkd.distill import batches, engine
 from featkd.distill.batches import mean_loss
 from featkd.distill.forward import Forward
+from featkd.distill.learner import Learner, mean_square
 from featkd.distill.runtime import Runtime
 from featkd.errors import InputError, RunError
 from featkd.models import given, student
-from featkd.teaching import Distillation
+from featkd.teaching import Distillation, recipes
 
 TRAINING = spec.Optimisation(tokens=8 * 4 * 32, batch_size=4, learning_rate=3e-3)
 RUN = Runtime("cpu", bf16=False)
 
 
-def students(folder, arms, size=None):
-    size = size or spec.Student(name="s", layers=1, hidden_size=16, heads=2, intermediate_size=32)
+SMALL = spec.Student(name="s", layers=1, hidden_size=16, heads=2, intermediate_size=32)
+
+
+def students(folder, arms, size=SMALL, training=TRAINING, distillation=None, ablations=None):
     made = given.load(folder / "teacher")
-    return made, [engine.Learner(arm, arm, student.build(size, made, 0)[0], 0, size.name) for arm in arms]
+    wanted = recipes(arms, distillation or Distillation(), ablations or {})
+    return made, [
+        Learner(arm, student.build(size, made, 0)[0], 0, recipe, training, size.name) for arm, recipe in wanted.items()
+    ]
 
 
-def train(folder, arms, size=None, training=TRAINING, distillation=None):
-    made, learners = students(folder, arms, size)
-    blocks = [np.load(folder / f"{part}.npy") for part in ("train", "valid")]
-    distillation = distillation or Distillation()
-    engine.train(learners, made, *blocks, training, distillation, RUN, lambda **fields: None)
-    return {learner.arm: learner for learner in learners}
+def blocks_of(folder):
+    return [np.load(folder / f"{part}.npy") for part in ("train", "valid")]
+
+
+def train(folder, arms, size=SMALL, training=TRAINING, distillation=None, ablations=None, **options):
+    made, learners = students(folder, arms, size, training, distillation, ablations)
+    engine.train(learners, made, *blocks_of(folder), RUN, lambda **fields: None, **options)
+    return {learner.name: learner for learner in learners}
 
 
 def weights(learner):
@@ -82,8 +90,7 @@ def test_distillation_brings_the_student_nearer_to_the_teacher(folder):
 def test_the_teacher_does_not_change(folder):
     made, learners = students(folder, ["feature-kd"])
     before = {name: value.clone() for name, value in made.state_dict().items()}
-    blocks = [np.load(folder / f"{part}.npy") for part in ("train", "valid")]
-    engine.train(learners, made, *blocks, TRAINING, Distillation(), RUN, lambda **fields: None)
+    engine.train(learners, made, *blocks_of(folder), RUN, lambda **fields: None)
     assert same(before, made.state_dict())
 
 
@@ -126,24 +133,87 @@ def test_an_accelerator_is_waited_for_before_the_clock_is_read(monkeypatch):
     assert waited
 
 
-def test_nan_ends_with_one_line_that_names_the_arm_and_the_step(folder):
+def test_nan_ends_with_one_line_that_names_arm_and_step_and_the_batch_is_kept(folder, tmp_path):
     wild = spec.Optimisation(tokens=50 * 4 * 32, batch_size=4, learning_rate=1e30, grad_clip=1e30)
-    with pytest.raises(RunError, match=r"the loss of sft is (nan|inf) at step \d+ of 50; lower the learning_rate"):
-        train(folder, ["sft"], training=wild)
+    expected = r"the loss of sft is (nan|inf) at step \d+ of 50; lower the learning_rate .* the batch is in .*batch.npy"
+    with pytest.raises(RunError, match=expected):
+        train(folder, ["sft"], training=wild, failed=tmp_path / "batch.npy")
+    assert np.load(tmp_path / "batch.npy").shape == (2, 4, 32)
+
+
+def test_an_ablation_is_feature_kd_with_other_options(folder):
+    found = train(
+        folder,
+        ["sft", "feature-kd"],
+        ablations={"no-direction": {"direction_weight": 0}, "mlp": {"projector": "mlp", "decay": 0}},
+    )
+    alone = train(folder, ["feature-kd"], distillation=Distillation(projector="mlp", decay=0))
+    assert list(found) == ["sft", "feature-kd", "feature-kd-no-direction", "feature-kd-mlp"]
+    assert same(weights(found["feature-kd-mlp"]), weights(alone["feature-kd"]))
+    assert not same(weights(found["feature-kd-no-direction"]), weights(found["feature-kd"]))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_micro_batches_give_the_weights_of_the_whole_batch(folder, masked):
+    """Weighed by their learned tokens: with masked text a mean of means would be another gradient."""
+    learned = np.load(folder / "train.npy")
+    if masked:
+        learned[1][::2, :27] = batches.IGNORED
+    found = []
+    for size in (None, 1):
+        training = TRAINING.model_copy(update={"micro_batch_size": size})
+        made, learners = students(folder, ["sft", "logit-kd"], training=training)
+        start = weights(learners[0])
+        engine.train(learners, made, learned, np.load(folder / "valid.npy"), RUN, lambda **fields: None)
+        found.append([weights(learner) for learner in learners])
+    for whole, parts in zip(*found, strict=True):
+        assert apart(whole, parts) < 1e-2 * apart(whole, start)
+
+
+def test_feature_terms_of_micro_batches_add_up_too(folder):
+    """But for the norm term, whose scale is that of the micro-batch."""
+    found = []
+    for size in (None, 2):
+        training = TRAINING.model_copy(update={"micro_batch_size": size})
+        learner = train(folder, ["feature-kd"], training=training, distillation=Distillation(norm_weight=0))
+        found.append(weights(learner["feature-kd"]))
+    assert apart(*found) < 1e-2 * apart(found[0], weights(students(folder, ["feature-kd"])[1][0]))
+
+
+def apart(a, b):
+    """Adam turns rounding errors of gradients that are nearly nothing into steps: weights are compared as a whole."""
+    return sum(float((a[name] - b[name]).square().sum()) for name in a) ** 0.5
+
+
+def test_the_activation_penalty_is_the_mean_square_below_the_last_block_in_every_arm(folder):
+    hidden = tuple(torch.randn(2, 5, 3, dtype=torch.float64) for _ in range(4))
+    valid = torch.rand(2, 5) > 0.3
+    by_hand = np.mean([np.mean([np.sum(row.numpy() ** 2) / 3 for row in state[valid]]) for state in hidden[:3]])
+    assert float(mean_square(hidden, valid)) == pytest.approx(by_hand, rel=1e-5)
+    ids = torch.from_numpy(np.load(folder / "valid.npy")[0].astype(np.int64))
+    arms = ["sft", "logit-kd", "feature-kd"]
+    free = train(folder, arms)
+    held = train(folder, arms, training=TRAINING.model_copy(update={"activation_penalty": 1000.0}))
+    for arm in arms:
+        sizes = []
+        for learner in (free[arm], held[arm]):
+            with torch.no_grad():
+                states = learner.model.eval()(input_ids=ids, output_hidden_states=True).hidden_states
+            sizes.append(float(mean_square(states, torch.ones_like(ids, dtype=torch.bool))))
+        assert sizes[1] < 0.95 * sizes[0], arm
 
 
 @pytest.mark.parametrize(("padding", "kind"), [(20, "gpt2"), (0, "qwen2")])
 def test_a_given_student_of_another_family_learns_the_tokens_that_both_have(tmp_path, folder, padding, kind):
     made = given.load(tiny_models.save("llama", tmp_path / "teacher", seed=1, padding=20 - padding))
     own = spec.Student(name="own", model=str(tiny_models.save(kind, tmp_path / kind, padding=padding)))
-    blocks = [np.load(folder / f"{part}.npy") for part in ("train", "valid")]
     runs = []
     for others in ([], [spec.Student(name="s", layers=1)]):
         learners = [
-            engine.Learner(x.name, "feature-kd", student.build(x, made, 0)[0], 0, x.name) for x in [own, *others]
+            Learner(x.name, student.build(x, made, 0)[0], 0, Distillation(), TRAINING, x.name) for x in [own, *others]
         ]
         before = weights(learners[0])
-        engine.train(learners, made, *blocks, TRAINING, Distillation(), RUN, lambda **fields: None)
+        engine.train(learners, made, *blocks_of(folder), RUN, lambda **fields: None)
         runs.append(weights(learners[0]))
     assert same(*runs), "its vocabulary is its own affair, whoever learns beside it"
     head = learners[0].model.get_output_embeddings().weight
@@ -205,13 +275,12 @@ def test_the_child_writes_plain_checkpoints_twice_the_same(folder, tmp_path):
             "students": [
                 {
                     "name": "feature-kd-s-0",
-                    "arm": "feature-kd",
+                    "recipe": {},
                     "seed": 0,
                     "size": {"name": "s", "layers": 1, "hidden_size": 16, "heads": 2, "intermediate_size": 32},
                 }
             ],
             "training": TRAINING.model_dump(mode="json"),
-            "distillation": {},
             "compute": {"threads": 2, "precision": "bf16"},
             "out": str(out),
         }

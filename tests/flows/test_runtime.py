@@ -110,6 +110,7 @@ def test_offline_unless_the_spec_names_the_hub(tmp_path):
     assert not runtime.needs_hub(specfile.validate(tree))
     assert runtime.needs_hub(specfile.validate(tree | {"data": {"hub": "owner/name"}}))
     assert runtime.needs_hub(specfile.validate(tree | {"teacher": {"model": "hub:owner/name"}}))
+    assert runtime.needs_hub(specfile.validate(tree | {"students": [{"name": "s", "model": "hub:owner/name"}]}))
     assert runtime.needs_hub(specfile.validate(tree | {"quality": {"tasks": ["arc_easy"]}}))
     (tmp_path / "mine.yaml").write_text("task: my_pairs\ndataset_path: json\n")
     own = {"include": str(tmp_path), "tasks": ["my_pairs"]}

@@ -1,0 +1,86 @@
+"""What a training will take, before it starts. The figures are those of reports/evidence/scale.md.
+
+Held for the whole pass: the teacher's weights; per student weights and two moments of AdamW, float32, its projectors
+too. At work, one student after the other: what the teacher says of a micro-batch, the student's gradients and the
+activations that its backward pass needs.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+
+from featkd.align.head import BUDGET_BYTES
+from featkd.distill.signal import LOGITS_BYTES, logits_bytes
+from featkd.errors import InputError
+from featkd.teaching import Recipe
+from featkd.training import Optimisation
+
+BASE_BYTES = {"cpu": 500_000_000, "cuda": 600_000_000}  # the libraries; on an accelerator its context
+WIDTHS, MLP_WIDTHS = 16, 4  # floats per token and block that wait for the backward pass: of the stream, of the MLP
+FLOAT = 4
+
+
+class Need(NamedTuple):
+    """Bytes of one model: held through the whole pass, and on top while it is at work."""
+
+    held: int
+    at_work: int
+
+
+def teacher_need(config: Any, training: Optimisation, block_size: int, features: bool) -> Need:
+    """config: of the teacher. features: whether some student learns from its hidden states."""
+    tokens = _tokens(training, block_size)
+    outputs = min(logits_bytes(tokens, config.vocab_size), LOGITS_BYTES)
+    states = (config.num_hidden_layers + 1 if features else 2) * tokens * config.hidden_size * FLOAT
+    return Need(parameters(config) * FLOAT, outputs + states)
+
+
+def student_need(
+    config: Any, teacher: Any, recipe: Recipe, training: Optimisation, block_size: int, device: str
+) -> Need:
+    """config, teacher: configurations."""
+    trained = parameters(config)
+    if recipe and recipe.has_projector and config.hidden_size != teacher.hidden_size:
+        pairs = len(recipe.layer_pairs) if isinstance(recipe.layer_pairs, list) else 3
+        trained += pairs * config.hidden_size * teacher.hidden_size
+    gradients = trained * FLOAT
+    several = training.micro_batch_size not in (None, training.batch_size)
+    mlp = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
+    per_token = config.num_hidden_layers * (WIDTHS * config.hidden_size + MLP_WIDTHS * mlp) * FLOAT
+    activations = _tokens(training, block_size) * per_token + BUDGET_BYTES[device]
+    if several:  # gradients of all students wait for the last micro-batch
+        return Need(3 * trained * FLOAT + gradients, activations)
+    return Need(3 * trained * FLOAT, gradients + activations)
+
+
+def passes(teacher: Need, students: list[Need], memory_bytes: int, device: str) -> list[list[int]]:
+    """Which students, by their place in the list, are trained beside each other: as many as memory has room for.
+
+    Raises InputError when the teacher and one student have none.
+    """
+    fixed = BASE_BYTES[device] + teacher.held + teacher.at_work
+    largest = max(need.held + need.at_work for need in students)
+    if fixed + largest > memory_bytes:
+        raise InputError(
+            f"compute.memory_gb: the teacher and one student need about {(fixed + largest) / 1e9:.1f} GB to train, "
+            f"there are {memory_bytes / 1e9:.1f}; lower training.micro_batch_size, block_size or the student"
+        )
+    groups: list[list[int]] = [[]]
+    for place in range(len(students)):
+        together = [students[other] for other in [*groups[-1], place]]
+        if fixed + sum(x.held for x in together) + max(x.at_work for x in together) > memory_bytes:
+            groups.append([])
+        groups[-1].append(place)
+    return groups
+
+
+def parameters(config: Any) -> int:
+    """Of the model that a configuration describes; tied ones once."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
+
+
+def _tokens(training: Optimisation, block_size: int) -> int:
+    return (training.micro_batch_size or training.batch_size) * block_size
