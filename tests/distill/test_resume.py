@@ -149,8 +149,8 @@ def after_step(step, delay=0.0):
     def moment(process):
         for line in process.stdout:
             event = json.loads(line)
-            if event.get("step", 0) >= step or event["event"] in ("done", "error"):
-                assert event["event"] == "progress", event
+            assert event["event"] != "error", event
+            if event.get("step", 0) >= step or event["event"] == "done":
                 break
         time.sleep(delay)
 
