@@ -1,7 +1,8 @@
 # make poc    install what is missing and run the default PoC to a finished report
 # make test   the tests that a change must pass; make test-slow the long ones
 # make ui     MLflow's pages for the runs made here
-# make bench-features   a benchmark; QUICK=1 tries it in a minute. bench-head has rivals, in a .venv-bench of their own
+# make bench-features   a benchmark; QUICK=1 tries it in a minute. bench-arms: many students on one teacher pass.
+#                       bench-head and bench-engine have rivals, in a .venv-bench of their own
 # make bench-norms   the form of the norm term: a search of about half an hour
 SHELL := /bin/bash
 BIN := .venv/bin
@@ -10,7 +11,7 @@ PIP_OPTIONS ?=
 UV := uv==0.13.9
 LOCK := --universal --no-header --no-annotate pyproject.toml
 
-.PHONY: poc test test-slow ui bench-features bench-head bench-norms lint lock clean
+.PHONY: poc test test-slow ui bench-arms bench-engine bench-features bench-head bench-norms lint lock clean
 .DEFAULT_GOAL := poc
 
 poc: .venv/.installed
@@ -31,8 +32,14 @@ bench-features: .venv/.installed
 bench-norms: .venv/.installed
 	@$(BIN)/python tests/benchmarks/norms.py
 
+bench-arms: .venv/.installed
+	@$(BIN)/python tests/benchmarks/arms.py
+
 bench-head: .venv-bench/.installed
 	@.venv-bench/bin/python tests/benchmarks/head.py
+
+bench-engine: .venv-bench/.installed
+	@.venv-bench/bin/python tests/benchmarks/engine.py
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

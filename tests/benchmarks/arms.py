@@ -32,9 +32,9 @@ LEAD = (
     "Six arms trained together on one teacher pass, and each in a run of its own, the same number of steps. "
     "`limit`: (T + 6 S) / 6 (T + S) of teacher pass T and student step S, timed for themselves in the same round."
 )
-VOCABULARY, BATCH, BLOCK = 8192, 8, 256
-TEACHER = {"hidden_size": 512, "layers": 12, "heads": 8, "intermediate_size": 1376}
-SIZE = {"hidden_size": 192, "layers": 4, "heads": 4, "intermediate_size": 512}
+VOCABULARY, BATCH, BLOCK = 4096, 8, 256
+TEACHER = {"hidden_size": 768, "layers": 12, "heads": 12, "intermediate_size": 2048}
+SIZE = {"hidden_size": 128, "layers": 3, "heads": 4, "intermediate_size": 344}
 STEPS, ROUNDS = (8, 3)
 if QUICK:
     TEACHER = {"hidden_size": 128, "layers": 6, "heads": 4, "intermediate_size": 344}
