@@ -15,12 +15,14 @@ VERSIONS = (
     "featkd", "torch", "transformers", "tokenizers", "datasets", "lm-eval", "onnx", "onnxscript", "onnxruntime",
     "onnxruntime-gpu", "numpy", "scipy", "pandas", "prefect", "mlflow",
 )  # fmt: skip
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_tile")
 
 
 def hardware() -> dict[str, Any]:
-    """CPU, cores this process may use, memory and accelerator."""
+    """CPU with the instruction sets that matter, cores this process may use, memory and accelerator."""
     return {
-        "cpu": _cpu_name(),
+        "cpu": _cpuinfo("model name") or platform.processor() or platform.machine(),
+        "instructions": [flag for flag in INSTRUCTIONS if flag in (_cpuinfo("flags") or "").split()],
         "cores": usable_cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None,
         "accelerator": accelerator(),
@@ -94,12 +96,13 @@ def _nvidia_smi(field: str) -> str:
 
 
 @functools.cache
-def _cpu_name() -> str:
+def _cpuinfo(field: str) -> str | None:
+    """Of the first processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+        return None
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == field), None)
 
 
 def _git_commit(source: Path) -> str | None:

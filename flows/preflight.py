@@ -3,16 +3,20 @@
 from pathlib import Path
 from typing import Any
 
+from featkd import environment
 from featkd.align.layers import layer_pairs
 from featkd.align.projectors import check_projector
 from featkd.align.vocabulary import shared_vocabulary
 from featkd.data.tasks import PREFIX
 from featkd.data.tokens import load_tokenizer, separator
+from featkd.distill.estimate import parameters, passes
 from featkd.errors import InputError
 from featkd.models import given
 from featkd.models.llama import llama_config
 from featkd.models.student import student_config
 from featkd.spec import Quality, Spec, Student
+from tasks import plan
+from tasks.stages import say
 
 
 def check(spec: Spec, home: Path) -> None:
@@ -27,7 +31,23 @@ def check(spec: Spec, home: Path) -> None:
                 layer_pairs(recipe.layer_pairs, student.num_hidden_layers, teacher.num_hidden_layers)
             if recipe.has_projector:
                 check_projector(recipe.projector, student.hidden_size, teacher.hidden_size, recipe.projector_rank)
+        _warn_of_size(size.name, parameters(student), parameters(teacher))
+    _check_memory(spec, teacher)
     _check_tasks(spec.quality, home)
+
+
+def _warn_of_size(name: str, own: int, its: int) -> None:
+    if own >= its:
+        say(
+            f"students.{name}: {own / 1e6:.2f}M parameters, the teacher has {its / 1e6:.2f}M: a student that is no "
+            "smaller saves nothing"
+        )
+
+
+def _check_memory(spec: Spec, teacher: Any) -> None:
+    device = environment.device(spec.compute)
+    everyone = [(arm, size) for size in spec.students for arm in spec.recipes()]
+    passes(*plan.needs(spec, teacher, everyone, device), plan.memory_bytes(spec.compute, device), device)
 
 
 def _given_teacher(spec: Spec) -> Any:

@@ -9,9 +9,9 @@ from featkd import environment
 from featkd.distill.estimate import Need, passes, student_need, teacher_need
 from featkd.models import given
 from featkd.models.student import student_config
-from featkd.spec import Student, digest
+from featkd.spec import Spec, Student, digest
 from featkd.store import artefact_key
-from featkd.training import FREE
+from featkd.training import FREE, Compute
 from tasks.context import Context
 from tasks.data import folder_digest
 from tasks.stages import say
@@ -64,12 +64,32 @@ def side_by_side(context: Context, teacher: Path, missing: dict[str, Wanted]) ->
     if not left:
         return groups
     rest = list(left.values())
-    limit = context.spec.compute.memory_gb
-    free = int(limit * 1e9) if limit else environment.free_memory_bytes(context.device)
-    found = passes(*_needs(context, teacher, rest), free, context.device)
+    places = [(student["arm"], Student.model_validate(student["size"])) for student in rest]
+    room = memory_bytes(context.spec.compute, context.device)
+    found = passes(*needs(context.spec, given.configuration(teacher), places, context.device), room, context.device)
     if len(found) > 1:
-        say(f"distil: {len(found)} passes of the teacher, for {free / 1e9:.1f} GB hold no more students at a time")
+        say(f"distil: {len(found)} passes of the teacher, for {room / 1e9:.1f} GB hold no more students at a time")
     return groups + [[rest[place] for place in group] for group in found]
+
+
+def needs(spec: Spec, teacher: Any, places: list[tuple[str, Student]], device: str) -> tuple[Need, list[Need]]:
+    """What the teacher and each student, an arm and a size, take. teacher: its configuration.
+
+    A student whose guard needs a twin of its own holds twice as much.
+    """
+    recipes, found = spec.recipes(), []
+    for arm, size in places:
+        recipe = recipes[arm]
+        need = student_need(student_config(size, teacher), teacher, recipe, spec.training, spec.block_size, device)
+        twin = recipe is not None and recipe.has_features and recipe.guard and "logit-kd" not in recipes
+        found.append(need._replace(held=2 * need.held) if twin else need)
+    features = any(recipes[arm] is not None and recipes[arm].has_features for arm, _ in places)
+    return teacher_need(teacher, spec.training, spec.block_size, features), found
+
+
+def memory_bytes(limits: Compute, device: str) -> int:
+    """What training may take: as the spec says, or what is free."""
+    return int(limits.memory_gb * 1e9) if limits.memory_gb else environment.free_memory_bytes(device)
 
 
 def checkpoint_folder(context: Context, keys: list[str]) -> Path:
@@ -93,24 +113,10 @@ def compute(context: Context) -> dict[str, Any]:
 def machine() -> dict[str, Any]:
     """What `auto` in the spec's compute section depends on: weights repeat on the same machine only."""
     found = environment.hardware()
-    return {name: found[name] for name in ("cpu", "accelerator")}
+    return {name: found[name] for name in ("cpu", "instructions", "accelerator")}
 
 
 def _begun(folder: Path) -> list[set[str]]:
     """Keys of each group with a checkpoint."""
     return [set(json.loads(file.read_text("utf-8"))) for file in sorted(folder.glob(f"*/{KEYS}"))
             if list(file.parent.glob("step-*[0-9]"))]  # fmt: skip
-
-
-def _needs(context: Context, teacher: Path, students: list[Wanted]) -> tuple[Need, list[Need]]:
-    """What the teacher and each student take; a student whose guard needs a twin of its own holds twice as much."""
-    spec, large = context.spec, given.configuration(teacher)
-    recipes, needs = spec.recipes(), []
-    for student in students:
-        recipe = recipes[student["arm"]]
-        config = student_config(Student.model_validate(student["size"]), large)
-        need = student_need(config, large, recipe, spec.training, spec.block_size, context.device)
-        twin = recipe is not None and recipe.has_features and recipe.guard and "logit-kd" not in recipes
-        needs.append(need._replace(held=2 * need.held) if twin else need)
-    features = any(recipes[student["arm"]] and recipes[student["arm"]].has_features for student in students)
-    return teacher_need(large, spec.training, spec.block_size, features), needs

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from featkd.align.logits import DIVERGENCES, Softmax, softmax, top_k_and_tail
-from featkd.align.products import add_by_weight, by_states, held_per_token, slices, times_transposed
+from featkd.align.products import add_by_weight, by_states, held_per_token, one_dnn, slices, times_transposed
 from featkd.errors import InputError
 
 BUDGET_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
@@ -145,10 +145,11 @@ class _Head(torch.autograd.Function):
 
 
 def _run(hidden: torch.Tensor, head: Head, targets: torch.Tensor, teacher: Any, *rest: Any) -> Found:
-    """`_chunks` in the type of an autocast region, and outside of it."""
+    """`_chunks` outside of an autocast region, in its type on an accelerator. On a processor float32 weights would only
+    become bf16 to become float32 again."""
     device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    with torch.autocast(device, enabled=False):
+    dtype = torch.get_autocast_dtype(device) if device != "cpu" and torch.is_autocast_enabled(device) else None
+    with torch.autocast(device, enabled=False), one_dnn():
         if isinstance(teacher, OnlineTeacher):
             teacher = OnlineTeacher(*_cast(*teacher, dtype))
         return _chunks(*_cast(hidden, head, dtype), targets, teacher, *rest)

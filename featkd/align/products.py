@@ -1,16 +1,52 @@
 """The three matrix products of an output layer, in float32, in the form that is fastest where tokens are few.
 
-W is the weight [vocabulary, hidden]. On a processor bf16 weights become float32 block by block; on an accelerator
-products of bf16 come out in float32, since logits rounded to bf16 spoil the gradient by several percent.
+W is the weight [vocabulary, hidden]. Logits rounded to bf16 spoil the gradient by several percent: on a processor bf16
+weights become float32 for them, block by block, on an accelerator products of bf16 come out in float32. The products
+with the gradient are those of bf16 where the processor multiplies it fast.
 """
 
+import functools
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 BLOCK = 2048  # rows of W per product on a processor
 PARTS = 8
+FAST_BF16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 ONE_DNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+@contextmanager
+def one_dnn() -> Iterator[None]:
+    """Float32 products by oneDNN, twice as fast on AMD's processors as by the library that torch takes by default.
+
+    torch asks oneDNN only where bf16 arithmetic is allowed; without AMX oneDNN makes no use of that. No change where a
+    probe finds the products less exact than float32's.
+    """
+    if not exact_one_dnn():
+        yield
+        return
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = before
+
+
+@functools.cache
+def exact_one_dnn() -> bool:
+    """Whether torch's float32 products can be had from oneDNN, and are those of float32."""
+    setting = getattr(torch.backends.mkldnn, "matmul", None)
+    if not (ONE_DNN and torch.cpu._is_avx512_supported() and hasattr(setting, "fp32_precision")):
+        return False
+    random = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(*shape, generator=random) for shape in ((128, 512), (512, 128)))
+    before, setting.fp32_precision = setting.fp32_precision, "bf16"
+    found, setting.fp32_precision = a @ b, before
+    exact = a.double() @ b.double()
+    return float((found - exact).norm() / exact.norm()) < 1e-6
 
 
 def slices(length: int, size: int) -> Iterator[slice]:
@@ -23,9 +59,12 @@ def times_transposed(states: torch.Tensor, weight: torch.Tensor, factor: float, 
         _product(states, weight.T, out).mul_(factor)
         return
     x = states.float() * factor
+    if exact_one_dnn() and weight.dtype == torch.float32:
+        torch.mm(x, weight.T, out=out)
+        return
     for block in slices(len(weight), BLOCK):
         rows = weight[block].float()
-        if ONE_DNN:  # with few tokens up to twice as fast as torch.mm
+        if ONE_DNN and not exact_one_dnn():  # with few tokens up to twice as fast as torch.mm
             out[:, block] = torch.ops.mkldnn._linear_pointwise(x, rows, None, "none", [], "")
         else:
             torch.mm(x, rows.T, out=out[:, block])
@@ -37,6 +76,8 @@ def by_states(gradient: torch.Tensor, weight: torch.Tensor | None) -> torch.Tens
         return gradient
     if gradient.is_cuda:
         return _product(gradient.to(weight.dtype), weight)
+    if exact_one_dnn() and weight.dtype == torch.float32:
+        return gradient @ weight
     parts = min(PARTS, len(weight) // BLOCK) if weight.dtype == torch.float32 else 0
     if parts > 1:  # sums over parts of the vocabulary side by side: a third faster than one long sum
         whole = len(weight) // parts * parts
@@ -45,7 +86,10 @@ def by_states(gradient: torch.Tensor, weight: torch.Tensor | None) -> torch.Tens
         return total.addmm_(gradient[:, whole:], weight[whole:])
     total = torch.zeros(len(gradient), weight.shape[1])
     for block in slices(len(weight), BLOCK):
-        total.addmm_(gradient[:, block], weight[block].float())
+        if FAST_BF16:
+            total.add_(gradient[:, block].to(weight.dtype) @ weight[block])
+        else:
+            total.addmm_(gradient[:, block], weight[block].float())
     return total
 
 
@@ -61,6 +105,11 @@ def add_by_weight(
     if gradient.is_cuda and states.dtype != torch.float32:
         product = _product(gradient.to(states.dtype).T, states).mul_(factor)
         total.copy_(product) if first else total.add_(product)
+    elif FAST_BF16 and states.dtype != torch.float32:
+        if first:
+            total.zero_()
+        for block in slices(gradient.shape[1], BLOCK):
+            total[block].add_(gradient[:, block].to(states.dtype).T @ states, alpha=factor)
     else:
         total.addmm_(gradient.T, states.float(), beta=float(not first), alpha=factor)
 

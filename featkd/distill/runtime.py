@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from featkd import spec
+from featkd.align.products import FAST_BF16, exact_one_dnn
 
 
 @dataclass
@@ -26,8 +27,10 @@ class Runtime:
 
 
 def runtime(compute: spec.Compute) -> Runtime:
-    """As the spec wants it. Sets the number of CPU threads."""
+    """As the spec wants it. Sets, for the whole process, the number of CPU threads and who multiplies float32."""
     torch.set_num_threads(compute.threads or torch.get_num_threads())
+    if exact_one_dnn():
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # no such arithmetic takes place: see exact_one_dnn
     device = compute.device if compute.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     return Runtime(device, compute.precision == "bf16" or (compute.precision == "auto" and fast_bf16(device)))
 
@@ -35,4 +38,4 @@ def runtime(compute: spec.Compute) -> Runtime:
 def fast_bf16(device: str) -> bool:
     if device == "cuda":
         return torch.cuda.is_bf16_supported()
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return FAST_BF16

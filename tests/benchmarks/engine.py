@@ -26,7 +26,7 @@ from evidence import QUICK, write
 from featkd import spec
 from featkd.distill import engine
 from featkd.distill.learner import Learner
-from featkd.distill.runtime import Runtime, fast_bf16
+from featkd.distill.runtime import fast_bf16, runtime
 from featkd.measure.latency import _rss_bytes
 from featkd.models.llama import llama_config
 from featkd.teaching import Distillation
@@ -67,7 +67,8 @@ def featkd(teacher: Any, student: Any, bf16: bool, mark: Callable[[], None]) -> 
     training = spec.Optimisation(tokens=blocks[0].size, batch_size=BATCH, learning_rate=RATE)
     recipe = Distillation(ce_weight=0).outputs_only()
     learner = Learner("logit-kd", student, 0, recipe, training)
-    engine.train([learner], teacher, blocks, blocks[:, :1, :8], Runtime("cpu", bf16), lambda **fields: mark())
+    run = runtime(spec.Compute(device="cpu", precision="bf16" if bf16 else "fp32", threads=os.cpu_count()))
+    engine.train([learner], teacher, blocks, blocks[:, :1, :8], run, lambda **fields: mark())
 
 
 def trl(teacher: Any, student: Any, bf16: bool, mark: Callable[[], None]) -> None:

@@ -45,15 +45,13 @@ def _page(document: dict[str, Any], lead: str) -> str:
     shown = [{key: value for key, value in row.items() if not isinstance(value, list)} for row in document["rows"]]
     columns = list(dict.fromkeys(key for row in shown for key in row))
     table = [columns, ["---"] * len(columns), *([_text(row.get(key, "")) for key in columns] for row in shown)]
-    machine = f"{document['hardware']['cpu']}, {document['hardware']['cores']} cores, torch {_torch(document)}"
+    hardware = document["hardware"]
+    cpu = f"{hardware['cpu']} ({' '.join(hardware['instructions'])}), {hardware['cores']} cores"
+    machine = f"{cpu}, torch {document['versions'].get('torch', '')}"
     lines = [f"# {document['name']}", "", lead, "", f"{document['date']}, {machine}. `{document['command']}`", ""]
     lines += [f"| {' | '.join(cells)} |" for cells in table]
     lines += ["", *(f"- {key}: {_text(value)}" for key, value in document["summary"].items()), ""]
     return "\n".join(lines)
-
-
-def _torch(document: dict[str, Any]) -> str:
-    return document["versions"].get("torch", "")
 
 
 def _text(value: Any) -> str:

@@ -137,3 +137,20 @@ def test_a_given_student_has_the_teacher_s_tokenizer(tmp_path, teacher):
         own(tmp_path / "gpt2")
     with pytest.raises(InputError, match="students.own.model: a teacher that is trained here"):
         check(tmp_path, None, students=[{"name": "own", "model": str(tmp_path / "gpt2")}])
+
+
+def test_a_student_that_is_no_smaller_than_its_teacher_is_told(tmp_path, teacher, capsys):
+    check(tmp_path, teacher, students=[{"name": "s", "layers": 1}, {"name": "l", "layers": 3}])
+    said = capsys.readouterr().err
+    assert "students.l: 0.03M parameters, the teacher has 0.03M: a student that is no smaller saves nothing" in said
+    assert "students.s" not in said
+
+
+def test_no_room_for_training_is_told_before_anything_is_made(tmp_path, teacher):
+    with pytest.raises(InputError, match=r"compute.memory_gb: the teacher and one student need about 0.6 GB to train,"):
+        check(tmp_path, teacher, compute={"memory_gb": 0.1})
+
+
+def test_layer_pairs_of_an_ablation_are_checked_too(tmp_path, teacher):
+    with pytest.raises(InputError, match=r"layer_pairs: \(1, 3\) is out of range"):
+        check(tmp_path, teacher, ablations={"far": {"layer_pairs": [[1, 3]]}})
