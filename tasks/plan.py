@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from featkd import environment
+from featkd.align.products import FAST_BF16
 from featkd.distill.estimate import Need, passes, student_need, teacher_need
 from featkd.models import given
 from featkd.models.student import student_config
@@ -77,14 +78,18 @@ def needs(spec: Spec, teacher: Any, places: list[tuple[str, Student]], device: s
 
     A student whose guard needs a twin of its own holds twice as much.
     """
+    precision = spec.compute.precision
+    bf16 = precision == "bf16" or (precision == "auto" and (device == "cuda" or FAST_BF16))
     recipes, found = spec.recipes(), []
     for arm, size in places:
         recipe = recipes[arm]
-        need = student_need(student_config(size, teacher), teacher, recipe, spec.training, spec.block_size, device)
+        need = student_need(
+            student_config(size, teacher), teacher, recipe, spec.training, spec.block_size, device, bf16
+        )
         twin = recipe is not None and recipe.has_features and recipe.guard and "logit-kd" not in recipes
         found.append(need._replace(held=2 * need.held) if twin else need)
     features = any(recipes[arm] is not None and recipes[arm].has_features for arm, _ in places)
-    return teacher_need(teacher, spec.training, spec.block_size, features), found
+    return teacher_need(teacher, spec.training, spec.block_size, features, bf16), found
 
 
 def memory_bytes(limits: Compute, device: str) -> int:

@@ -1,8 +1,9 @@
-"""What a training will take, before it starts. The figures are those of reports/evidence/scale.md.
+"""What a training will take, before it starts: an estimate, between 0.8 and 1.3 of the peaks of bench-arms and
+bench-engine on a processor; not yet held against an accelerator.
 
 Held for the whole pass: the teacher's weights; per student weights and two moments of AdamW, float32, its projectors
 too. At work, one student after the other: what the teacher says of a micro-batch, the student's gradients and the
-activations that its backward pass needs.
+activations that its backward pass needs; under bf16 a copy of the weights in that type.
 """
 
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from featkd.training import Optimisation
 
 BASE_BYTES = {"cpu": 500_000_000, "cuda": 600_000_000}  # the libraries; on an accelerator its context
 WIDTHS, MLP_WIDTHS = 16, 4  # floats per token and block that wait for the backward pass: of the stream, of the MLP
-FLOAT = 4
+FLOAT, BF16 = 4, 2
 
 
 class Need(NamedTuple):
@@ -27,16 +28,17 @@ class Need(NamedTuple):
     at_work: int
 
 
-def teacher_need(config: Any, training: Optimisation, block_size: int, features: bool) -> Need:
+def teacher_need(config: Any, training: Optimisation, block_size: int, features: bool, bf16: bool) -> Need:
     """config: of the teacher. features: whether some student learns from its hidden states."""
     tokens = _tokens(training, block_size)
     outputs = min(logits_bytes(tokens, config.vocab_size), LOGITS_BYTES)
     states = (config.num_hidden_layers + 1 if features else 2) * tokens * config.hidden_size * FLOAT
-    return Need(parameters(config) * FLOAT, outputs + states)
+    weights = parameters(config)
+    return Need(weights * FLOAT, outputs + states + weights * BF16 * bf16)
 
 
 def student_need(
-    config: Any, teacher: Any, recipe: Recipe, training: Optimisation, block_size: int, device: str
+    config: Any, teacher: Any, recipe: Recipe, training: Optimisation, block_size: int, device: str, bf16: bool
 ) -> Need:
     """config, teacher: configurations."""
     trained = parameters(config)
@@ -47,7 +49,7 @@ def student_need(
     several = training.micro_batch_size not in (None, training.batch_size)
     mlp = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
     per_token = config.num_hidden_layers * (WIDTHS * config.hidden_size + MLP_WIDTHS * mlp) * FLOAT
-    activations = _tokens(training, block_size) * per_token + BUDGET_BYTES[device]
+    activations = _tokens(training, block_size) * per_token + BUDGET_BYTES[device] + trained * BF16 * bf16
     if several:  # gradients of all students wait for the last micro-batch
         return Need(3 * trained * FLOAT + gradients, activations)
     return Need(3 * trained * FLOAT, gradients + activations)

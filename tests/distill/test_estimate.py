@@ -1,0 +1,47 @@
+"""What a training is told to take, against what it takes: the tensors exactly, in a model that is counted by hand."""
+
+import pytest
+import tiny_models
+from test_engine import SMALL, blocks_of, students
+
+from featkd.align.head import BUDGET_BYTES
+from featkd.distill.estimate import parameters, student_need, teacher_need
+from featkd.distill.runtime import Runtime
+from featkd.models import given
+from featkd.models.student import student_config
+from featkd.spec import Optimisation
+from featkd.teaching import Distillation
+
+TRAINING = Optimisation(tokens=1, batch_size=4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_parameters_are_counted_without_the_weights(kind, tmp_path):
+    folder = tiny_models.save(kind, tmp_path)
+    assert parameters(given.configuration(folder)) == sum(p.numel() for p in given.load(folder).parameters())
+
+
+@pytest.mark.parametrize("recipe", [None, Distillation(layer_pairs=[(0, 0), (1, 1)])])
+def test_what_a_student_holds_is_what_its_tensors_take(folder, recipe):
+    made, (learner, *_) = students(folder, ["feature-kd" if recipe else "sft"], distillation=recipe)
+    learner.prepare(made, blocks_of(folder)[0], Runtime("cpu", bf16=False))
+    config, taught = student_config(SMALL, made.config), made.config
+    for parameter in (p for group in learner.optimiser.param_groups for p in group["params"]):
+        parameter.grad = parameter.detach().clone()
+    learner.update(0, 10)
+    need = student_need(config, taught, recipe, TRAINING, 32, "cpu", bf16=False)
+    gradients = learner.memory_bytes() - sum(tensor.nbytes for tensor in learner.tensors().values())
+    steps = 4 * len(learner.optimiser.state_dict()["state"])
+    assert need.held == learner.memory_bytes() - gradients - steps
+    in_parts = TRAINING.model_copy(update={"micro_batch_size": 1})
+    parts = student_need(config, taught, recipe, in_parts, 32, "cpu", bf16=False)
+    assert parts.held == need.held + gradients, "gradients wait for the last micro-batch"
+    assert parts.at_work - BUDGET_BYTES["cpu"] == (need.at_work - gradients - BUDGET_BYTES["cpu"]) / 4
+
+
+def test_a_teacher_s_states_count_where_someone_learns_from_them(folder):
+    config = given.configuration(folder / "teacher")
+    plain, features = (teacher_need(config, TRAINING, 32, wanted, bf16=False) for wanted in (False, True))
+    assert plain.held == features.held == 4 * parameters(config)
+    assert features.at_work - plain.at_work == (config.num_hidden_layers - 1) * 4 * 32 * config.hidden_size * 4
+    assert teacher_need(config, TRAINING, 32, False, bf16=True).at_work - plain.at_work == 2 * parameters(config)
