@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 
@@ -35,6 +36,16 @@ def save(kind: str, folder: Path, seed: int = 0, layers: int = 2, padding: int =
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def save_with_blocks(root: Path) -> Path:
+    """A teacher folder and token blocks beside it, in `root`."""
+    save("llama", root / "teacher")
+    rng = np.random.default_rng(0)
+    for part, blocks in (("train", 24), ("valid", 16)):
+        ids = rng.integers(1, 300, (blocks, 32), dtype=np.int32)
+        np.save(root / f"{part}.npy", np.stack([ids, ids]))
+    return root
 
 
 def probe(folder: Path) -> list[list[int]]:

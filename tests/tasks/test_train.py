@@ -5,7 +5,6 @@ import json
 import shutil
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import tiny_models
 
@@ -21,13 +20,7 @@ from tasks.context import Context
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A teacher and token blocks."""
-    root = tmp_path_factory.mktemp("made")
-    tiny_models.save("llama", root / "teacher")
-    rng = np.random.default_rng(0)
-    for part, blocks in (("train", 24), ("valid", 16)):
-        ids = rng.integers(1, 300, (blocks, 32), dtype=np.int32)
-        np.save(root / f"{part}.npy", np.stack([ids, ids]))
-    return root
+    return tiny_models.save_with_blocks(tmp_path_factory.mktemp("made"))
 
 
 def distilled(made, root, **changes):
