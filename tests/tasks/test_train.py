@@ -70,7 +70,10 @@ def test_adding_an_ablation_trains_that_alone_and_another_name_nothing(made, fir
 
 def test_passes_and_a_run_that_was_ended_change_no_weights(made, first, tmp_path, monkeypatch, capsys):
     """memory_gb has room for two students: two passes; the first is ended at its tenth step and goes on."""
-    needs = lambda spec, teacher, places, device: (Need(0, 0), [Need(100_000_000, 0)] * len(places))  # noqa: E731
+
+    def needs(spec, teacher, places, device):
+        return Need(0, 0), [Need(100_000_000, 0)] * len(places)
+
     monkeypatch.setattr(plan, "needs", needs)
     once = {"compute": {"memory_gb": 0.71, "checkpoint_minutes": 0}}
 
