@@ -3,6 +3,7 @@
 # make ui     MLflow's pages for the runs made here
 # make bench-features   a benchmark; QUICK=1 tries it in a minute. bench-arms: many students on one teacher pass.
 #                       bench-head and bench-engine have rivals, in a .venv-bench of their own
+# make bench-quality   what distillation and feature alignment are worth: a search and its confirmation, about an hour
 # make bench-norms   the form of the norm term: a search of about half an hour
 SHELL := /bin/bash
 BIN := .venv/bin
@@ -11,7 +12,7 @@ PIP_OPTIONS ?=
 UV := uv==0.13.9
 LOCK := --universal --no-header --no-annotate pyproject.toml
 
-.PHONY: poc test test-slow ui bench-arms bench-engine bench-features bench-head bench-norms lint lock clean
+.PHONY: poc test test-slow ui bench-arms bench-engine bench-features bench-head bench-norms bench-quality lint lock clean
 .DEFAULT_GOAL := poc
 
 poc: .venv/.installed
@@ -31,6 +32,9 @@ bench-features: .venv/.installed
 
 bench-norms: .venv/.installed
 	@$(BIN)/python tests/benchmarks/norms.py
+
+bench-quality: .venv/.installed
+	@$(BIN)/python tests/benchmarks/quality.py
 
 bench-arms: .venv/.installed
 	@$(BIN)/python tests/benchmarks/arms.py

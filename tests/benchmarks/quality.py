@@ -1,0 +1,254 @@
+"""What distillation and the alignment of features are worth: `make bench-quality`.
+
+The search: as many trials for every arm, on one corpus and seed: learning rate x activation penalty, then options of
+the arm's own, then the learning rate of copied students. Its best are confirmed, once, on corpora and seeds that the
+search did not see; the summary tells the confirmation alone. All students of a corpus, seed and setting start from the
+same weights and see the same batches; the order of batches differs by seed.
+
+random_init: depth and width cut, random weights. copied_init: the same depth in the teacher's width, copied layers.
+little_data: as random_init, on 256 blocks of text over and over. other_domain: the students of random_init, scored on
+the texts of the other corpora, which their teacher knows and they have not seen.
+
+Teacher and finished rows lie in the temporary folder's quality/ (QUALITY_CACHE): an interrupted run goes on.
+"""
+
+import json
+import math
+import statistics
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+import quality_train as train
+from evidence import QUICK, write
+from quality_train import SETTINGS, Trial
+from scipy.stats import t as student_t
+
+from featkd import environment, spec
+from featkd.measure.statistics import interval as bootstrap
+
+SEARCHED = ("docstrings", 0)
+CORPORA = ["wikitext2", "tinystories"] if QUICK else ["wikitext2", "tinystories", "gsm8k"]
+SEEDS = [1] if QUICK else [1, 2, 3]
+ARMS = ("sft", "logit-kd", "feature-kd")
+RATES = [2e-3, 4e-3] if QUICK else [2e-3, 4e-3, 8e-3]
+PENALTIES = [0.0, 0.03] if QUICK else [0.0, 0.03, 0.3]
+COPIED_RATES = [3e-4, 1e-3, 3e-3]
+OWN: dict[str, list[dict[str, Any]]] = {  # the same number for each
+    "sft": [
+        {"weight_decay": 0.01},
+        {"weight_decay": 0.3},
+        {"grad_clip": 0.5},
+        {"warmup": 0.15},
+        {"activation_penalty": 1.0},
+        {"activation_penalty": 0.1},
+    ],
+    "logit-kd": [
+        {"ce_weight": 0.0},
+        {"ce_weight": 0.3},
+        {"temperature": 2.0},
+        {"objective": "jsd"},
+        {"objective": "skew-kl", "mix": 0.1},
+        {"activation_penalty": 0.1},
+    ],
+    "feature-kd": [
+        {"direction_weight": 2.0},
+        {"direction_weight": 0.5},
+        {"norm_weight": 0.3},
+        {"l2_weight": 0.0},
+        {"decay": 0.5},
+        {"activation_penalty": 0.1},
+    ],
+}
+ABLATIONS = {
+    "no-direction": {"direction_weight": 0.0},
+    "no-norm": {"norm_weight": 0.0},
+    "l2-only": {"direction_weight": 0.0, "norm_weight": 0.0, "l2_weight": 1.0},
+    "no-decay": {"decay": 0.0},
+}
+BESIDE = 9  # students beside one teacher pass
+LEAD = (
+    "Students of one teacher on real text. `ratio`: the perplexity of `arm` over that of `against` on the same held-out "
+    "text, below 1 is better; low to high: 95 %, paired over held-out blocks. `accuracy`: the difference in the share "
+    "of true continuations found among four. Rows with a `loss` are the search, on another corpus and seed than all "
+    "else. (time): trained longer, until it has cost as much processor time as feature-kd."
+)
+
+
+class Rows:
+    """Finished students, in memory and on disk."""
+
+    def __init__(self) -> None:
+        train.CACHE.mkdir(parents=True, exist_ok=True)
+        self.file, self.settings = train.CACHE / "rows.jsonl", spec.digest(SETTINGS)[:8]
+        lines = self.file.read_text().splitlines() if self.file.is_file() else []
+        self.rows = [row for row in map(json.loads, lines) if row["settings"] == self.settings]
+
+    def get(self, pool: ProcessPoolExecutor, wanted: list[tuple[str, str, int, Trial]]) -> list[dict[str, Any]]:
+        """A row per (setting, corpus, seed, trial), in this order; what is missing is trained."""
+        groups: dict[tuple, list[Trial]] = {}
+        for setting, corpus, seed, trial in wanted:
+            if self.find(setting, corpus, seed, trial) is None:
+                groups.setdefault((setting, corpus, seed, trial.longer), []).append(trial)
+        waiting = []
+        for (setting, corpus, seed, _), trials in groups.items():
+            parts = math.ceil(len(trials) / BESIDE)
+            waiting += [pool.submit(train.job, setting, corpus, seed, trials[part::parts]) for part in range(parts)]
+        for number, finished in enumerate(as_completed(waiting), 1):
+            with self.file.open("a") as file:
+                for row in finished.result():
+                    row["settings"] = self.settings
+                    file.write(json.dumps(row) + "\n")
+                    self.rows.append(row)
+            train.told(f"{number} of {len(waiting)} jobs of this stage done")
+        return [self.find(*one) for one in wanted]
+
+    def find(self, setting: str, corpus: str, seed: int, trial: Trial) -> dict[str, Any] | None:
+        wanted = (setting, corpus, seed, trial.key())
+        return next((r for r in self.rows if (r["setting"], r["corpus"], r["seed"], r["trial"]) == wanted), None)
+
+
+def loss(row: dict[str, Any], corpus: str) -> float:
+    """Nats per token of held-out text."""
+    nats, tokens = np.array(row["losses"][corpus]).sum(0)
+    return float(nats / tokens) if math.isfinite(nats) else math.inf
+
+
+def changed(trial: Trial, options: dict[str, Any]) -> Trial:
+    """The trial with other options, of distillation or training."""
+    training = {name: value for name, value in options.items() if name in spec.Optimisation.model_fields}
+    distillation = {name: value for name, value in options.items() if name not in training}
+    return trial._replace(distillation={**trial.distillation, **distillation}, training={**trial.training, **training})
+
+
+def search(done: Rows, pool: ProcessPoolExecutor) -> tuple[dict[str, dict[str, Trial]], list[dict[str, Any]]]:
+    """{setting: {arm: its best trial}} and what was tried."""
+    shown: list[dict[str, Any]] = []
+
+    def best(setting: str, trials: dict[str, list[Trial]]) -> dict[str, Trial]:
+        rows = done.get(pool, [(setting, *SEARCHED, trial) for arm in ARMS for trial in trials[arm]])
+        found = {row["trial"]: loss(row, SEARCHED[0]) for row in rows}
+        for arm in ARMS:
+            shown.extend(
+                {"setting": setting, "arm": arm, "tried": told(trial), "loss": found[trial.key()]}
+                for trial in trials[arm]
+            )
+        return {arm: min(trials[arm], key=lambda trial: found[trial.key()]) for arm in ARMS}
+
+    def told(trial: Trial) -> str:
+        return ", ".join(f"{name} {value}" for name, value in {**trial.training, **trial.distillation}.items())
+
+    grid = [{"learning_rate": rate, "activation_penalty": penalty} for rate in RATES for penalty in PENALTIES]
+    first = best("random_init", {arm: [Trial(arm, {}, options) for options in grid] for arm in ARMS})
+    own = {arm: [first[arm], *(changed(first[arm], options) for options in OWN[arm])] for arm in ARMS}
+    random = best("random_init", own)
+    rates = {arm: [changed(random[arm], {"learning_rate": rate}) for rate in COPIED_RATES] for arm in ARMS}
+    copied = best("copied_init", rates)
+    return {"random_init": random, "copied_init": copied, "little_data": random}, shown
+
+
+def longer(trials: dict[str, Trial], pool: ProcessPoolExecutor) -> dict[str, float]:
+    """By what factor sft and logit-kd may train longer to cost what feature-kd costs; medians of three, in turns."""
+    seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    for _ in range(3):
+        for arm in ARMS:
+            seconds[arm].append(pool.submit(train.alone_s, trials[arm]).result())
+    cost = {arm: statistics.median(values) for arm, values in seconds.items()}
+    return {arm: round(cost["feature-kd"] / cost[arm], 2) for arm in ("sft", "logit-kd")}
+
+
+def versus(a: dict[str, Any], b: dict[str, Any], corpus: str) -> dict[str, Any]:
+    """Perplexity of a over that of b on a corpus, and the difference of their accuracy on their own."""
+    columns = [*np.array(a["losses"][corpus]).T, *np.array(b["losses"][corpus]).T]
+    ratio = bootstrap(
+        lambda x, m, y, n, axis: np.exp(x.sum(axis) / m.sum(axis) - y.sum(axis) / n.sum(axis)), tuple(columns)
+    )
+    return {
+        "ratio": ratio.value,
+        "low": ratio.low,
+        "high": ratio.high,
+        "accuracy": float(np.mean(a["right"]) - np.mean(b["right"])) if corpus == a["corpus"] else "",
+    }
+
+
+def over_cells(values: list[float]) -> list[float]:
+    """Mean and its 95 % interval by Student's t. Seeds of one corpus are not independent: it is rather narrow."""
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return [mean]
+    half = float(student_t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    return [mean, mean - half, mean + half]
+
+
+def main() -> None:
+    done = Rows()
+    with ProcessPoolExecutor(environment.usable_cores(), get_context("spawn")) as pool:
+        pool.submit(train.prepare).result()
+        chosen, rows = search(done, pool)
+        factors = longer(chosen["random_init"], pool)
+        cells = [(corpus, seed) for seed in SEEDS for corpus in CORPORA]
+        named: dict[str, dict[str, Trial]] = {}
+        for setting, arms in chosen.items():
+            named[setting] = dict(arms)
+            named[setting] |= {f"{arm} (time)": arms[arm]._replace(longer=factors[arm]) for arm in factors}
+        best = chosen["random_init"]["feature-kd"]
+        named["random_init"] |= {f"feature-kd-{name}": changed(best, options) for name, options in ABLATIONS.items()}
+        wanted = [
+            (setting, *cell, trial) for cell in cells for setting, arms in named.items() for trial in arms.values()
+        ]
+        done.get(pool, wanted)
+
+    summary: dict[str, Any] = {
+        "searched_on": f"{SEARCHED[0]}, seed {SEARCHED[1]}",
+        "confirmed_on": f"{', '.join(CORPORA)}; seeds {', '.join(map(str, SEEDS))}",
+        "trials_per_arm": len(RATES) * len(PENALTIES) + len(OWN["sft"]) + len(COPIED_RATES),
+        "longer": factors,
+        "chosen": {
+            f"{setting} {arm}": {**t.training, **t.distillation}
+            for setting in ("random_init", "copied_init")
+            for arm, t in chosen[setting].items()
+        },
+    }
+    pairs = [("feature-kd", "logit-kd"), ("logit-kd", "sft"), *(("feature-kd", f"{arm} (time)") for arm in factors)]
+    for setting, arms in named.items():
+        ablations = [("feature-kd", name) for name in arms if name.startswith("feature-kd-")]
+        rows += compared(done, summary, setting, setting, arms, pairs + ablations, cells)
+    rows += compared(done, summary, "other_domain", "random_init", named["random_init"], pairs, cells)
+    write("quality", rows, summary, LEAD)
+
+
+def compared(
+    done: Rows,
+    summary: dict[str, Any],
+    name: str,
+    setting: str,
+    arms: dict[str, Trial],
+    pairs: list[tuple[str, str]],
+    cells: list[tuple[str, int]],
+) -> list[dict[str, Any]]:
+    """A row per pair of arms and cell; means over the cells go into the summary. Of ratios the geometric mean."""
+    shown, short = [], {"feature-kd": "feature", "logit-kd": "logit"}
+    summary[name] = {}
+    for arm, against in pairs:
+        found = []
+        for corpus, seed in cells:
+            a, b = (done.find(setting, corpus, seed, arms[one]) for one in (arm, against))
+            scored = [other for other in a["losses"] if other != corpus] if name == "other_domain" else [corpus]
+            found += [
+                {"setting": name, "corpus": corpus, "seed": seed, "scored_on": other, "arm": arm, "against": against}
+                | versus(a, b, other)
+                for other in scored
+            ]
+        shown += found
+        key = f"{short.get(arm, arm)}_vs_{short.get(against, against)}"
+        logs = [statistics.mean(math.log(row["ratio"]) for row in found if (row["corpus"], row["seed"]) == cell)
+                for cell in cells]  # fmt: skip
+        summary[name][f"perplexity_{key}"] = [math.exp(value) for value in over_cells(logs)]
+        if name != "other_domain":
+            summary[name][f"accuracy_{key}"] = over_cells([row["accuracy"] for row in found])
+    return shown
+
+
+if __name__ == "__main__":
+    main()

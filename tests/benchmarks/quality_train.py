@@ -1,0 +1,222 @@
+"""Corpora, the teacher and the students of `quality.py`, trained by featkd's own engine; one process, one thread."""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from evidence import QUICK
+
+from featkd import spec, specfile
+from featkd.data import corpus as corpora
+from featkd.data import tasks, tokens
+from featkd.distill import engine
+from featkd.distill.batches import block_losses
+from featkd.distill.forward import Forward
+from featkd.distill.learner import Learner
+from featkd.distill.runtime import Runtime, runtime
+from featkd.models import student as students
+from featkd.models.llama import llama_config
+from featkd.teaching import Distillation
+from featkd.training import Optimisation, Shape
+
+ROOT = Path(__file__).parents[2]
+CACHE = Path(os.environ.get("QUALITY_CACHE", Path(tempfile.gettempdir()) / ("quality-quick" if QUICK else "quality")))
+DATA = Path(os.environ.get("QUALITY_DATA", ROOT.parent / "shared" / "data"))
+FILES: dict[str, dict[str, Any]] = {
+    "wikitext2": {"files": ["valid.txt", "test.txt"], "sample_by": "line", "min_chars": 100, "max_chars": 600},
+    "tinystories": {"files": ["tinystories_lower_4M.txt"], "min_chars": 100, "max_chars": 600},
+    "gsm8k": {"files": ["train.jsonl"], "prompt_field": "question", "response_field": "answer"},
+}
+SETTINGS: dict[str, Any] = {
+    "vocabulary": 4096,
+    "block": 128,
+    "batch": 8,
+    "tokens": 400_000,
+    "little_blocks": 256,
+    "held_out_blocks": 160,
+    "examples": 200,
+    "warmup": 0.05,
+    "teacher": {"hidden_size": 192, "layers": 6, "heads": 6, "intermediate_size": 512},
+    "teacher_tokens": 5_000_000,
+    "teacher_learning_rate": 3e-3,
+    "student": {"hidden_size": 96, "layers": 3, "heads": 4, "intermediate_size": 256},
+}
+if QUICK:
+    SETTINGS |= {"vocabulary": 512, "tokens": 20_000, "little_blocks": 32, "held_out_blocks": 16, "examples": 16}
+    SETTINGS |= {
+        "teacher_tokens": 150_000,
+        "student": {"hidden_size": 32, "layers": 2, "heads": 2, "intermediate_size": 88},
+    }
+    SETTINGS |= {"teacher": {"hidden_size": 64, "layers": 4, "heads": 2, "intermediate_size": 172}}
+SIZES = {
+    "random_init": spec.Student(name="s", **SETTINGS["student"]),
+    "copied_init": spec.Student(name="s", layers=SETTINGS["student"]["layers"], init="copy"),
+    "little_data": spec.Student(name="s", **SETTINGS["student"]),
+}
+
+
+class Trial(NamedTuple):
+    """A way to train: the arm, options of `distillation` and of `training`, and by what factor it is trained longer."""
+
+    arm: str
+    distillation: dict[str, Any]
+    training: dict[str, Any]
+    longer: float = 1.0
+
+    def recipe(self) -> Distillation | None:
+        wanted = Distillation(guard=False, **self.distillation)  # harm is to be seen here, not mended
+        return {"sft": None, "logit-kd": wanted.outputs_only(), "feature-kd": wanted}[self.arm]
+
+    def optimisation(self) -> Optimisation:
+        tokens = round(SETTINGS["tokens"] * self.longer)
+        options = {"batch_size": SETTINGS["batch"], "warmup": SETTINGS["warmup"], "tokens": tokens}
+        return Optimisation(**{**options, **self.training})
+
+    def key(self) -> str:
+        return spec.digest(self._asdict())[:12]
+
+
+def told(line: str) -> None:
+    print(time.strftime("%H:%M:%S"), line, file=sys.stderr, flush=True)
+
+
+def prepare() -> Path:
+    """A folder with tokenizer, token blocks and tasks per corpus, and one teacher that was trained on all of them."""
+    own = {key: value for key, value in SETTINGS.items() if not key.startswith(("student", "tokens", "little", "warm"))}
+    folder = CACHE / spec.digest(own)[:8]
+    if (folder / "teacher" / "config.json").is_file():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    data = _data()
+    for name, section in data.items():
+        (folder / name).mkdir(exist_ok=True)
+        corpora.build(section, folder / name)
+    _tokenizer(folder, list(data))
+    tokenizer = tokens.load_tokenizer(folder / "tokenizer")
+    for name, section in data.items():
+        _blocks(folder / name, tokenizer, section)
+    run, start = runtime(spec.Compute(threads=1, precision="fp32")), time.monotonic()
+    together = np.concatenate([np.load(folder / name / "train.npy") for name in data], axis=1)
+    valid = np.concatenate([np.load(folder / name / "valid.npy") for name in data], axis=1)
+    told(f"{ {name: int(np.load(folder / name / 'train.npy').shape[1]) for name in data} } training blocks")
+    torch.manual_seed(0)
+    config = llama_config(Shape(**SETTINGS["teacher"]), len(tokenizer), SETTINGS["block"], tokenizer.eos_token_id)
+    training = Optimisation(
+        tokens=SETTINGS["teacher_tokens"], batch_size=16, learning_rate=SETTINGS["teacher_learning_rate"]
+    )
+    learner = Learner("teacher", _model(config), 0, None, training)
+    engine.train([learner], None, together, valid, run, lambda **fields: None)
+    learner.model.save_pretrained(folder / "teacher")
+    told(f"teacher in {time.monotonic() - start:.0f} s, validation loss {learner.curve[-1]['validation_loss']:.3f}")
+    return folder
+
+
+def _data() -> dict[str, spec.Data]:
+    only = ["data.packages=[stdlib]"] if QUICK else ["data.max_documents=16000"]  # as much text as the others
+    found = {"docstrings": specfile.load(ROOT / "flows" / "specs" / "default.yaml", only).data}
+    for name, options in FILES.items():
+        files = [str(DATA / name / file) for file in options["files"]]
+        if all(Path(file).is_file() for file in files):
+            found[name] = spec.Data(**{**options, "files": files, "held_out": 0.08})
+        else:
+            told(f"{name}: not under {DATA}, left out; QUALITY_DATA names another folder")
+    return found
+
+
+def _tokenizer(folder: Path, names: list[str]) -> None:
+    import pandas
+
+    mixed = folder / "mixed"
+    mixed.mkdir(exist_ok=True)
+    frames = [pandas.read_parquet(folder / name / "documents.parquet") for name in names]
+    pandas.concat(frames).to_parquet(mixed / "documents.parquet", index=False)
+    tokens.train_tokenizer(mixed, SETTINGS["vocabulary"], "\n", SETTINGS["block"], folder / "tokenizer")
+
+
+def _blocks(corpus: Path, tokenizer: Any, data: spec.Data) -> None:
+    """train, valid and test blocks; the tasks on held-out documents."""
+    tokens.pack(corpus, tokenizer, data, SETTINGS["block"], corpus)
+    test = tokens._blocks(corpora.documents(corpus, "test"), tokenizer, data, SETTINGS["block"])
+    np.save(corpus / "test.npy", test[:, : SETTINGS["held_out_blocks"]])
+    quality = spec.Quality(tasks=["heldout_continuation"], max_examples=SETTINGS["examples"], context_tokens=48)
+    unigram = np.zeros(len(tokenizer))
+    tasks.build(corpus, tokenizer, unigram, data, quality, SETTINGS["block"], corpus)
+
+
+def _model(config: Any) -> Any:
+    from transformers import AutoModelForCausalLM, logging
+
+    logging.disable_progress_bar()
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def job(setting: str, corpus: str, seed: int, trials: list[Trial]) -> list[dict[str, Any]]:
+    """Students of these trials, trained side by side on one pass of the teacher; a row each."""
+    from transformers import AutoModelForCausalLM, logging
+
+    logging.disable_progress_bar()
+    folder, run = prepare(), runtime(spec.Compute(threads=1, precision="fp32"))
+    teacher = AutoModelForCausalLM.from_pretrained(folder / "teacher")
+    blocks = np.load(folder / corpus / "train.npy")
+    order = np.random.default_rng(seed).permutation(blocks.shape[1])
+    blocks = blocks[:, order[: SETTINGS["little_blocks"] if setting == "little_data" else None]]
+    learners = [
+        Learner(t.key(), students.build(SIZES[setting], teacher, seed)[0], seed, t.recipe(), t.optimisation())
+        for t in trials
+    ]
+    valid = np.load(folder / corpus / "valid.npy")[:, :4]
+    engine.train(learners, teacher, blocks, valid, run, lambda **fields: None)
+    elsewhere = [name for name in _data() if name != corpus] if setting == "random_init" else []
+    rows = []
+    for trial, learner in zip(trials, learners, strict=True):
+        row = {"trial": trial.key(), "setting": setting, "corpus": corpus, "seed": seed}
+        row["losses"] = {name: held_out(learner.model, folder / name, run) for name in [corpus, *elsewhere]}
+        row["right"] = continuation(learner.model, folder, corpus)
+        rows.append(row)
+    return rows
+
+
+def held_out(model: Any, corpus: Path, run: Runtime) -> list[list[float]]:
+    """Nats and tokens of every held-out block [blocks, 2]."""
+    return block_losses(Forward(model), np.load(corpus / "test.npy"), run, 16).tolist()
+
+
+@torch.no_grad()
+def continuation(model: Any, folder: Path, corpus: str) -> list[int]:
+    """Whether the true passage is the one that its context makes likeliest, compared with no context (0 or 1 each)."""
+    tokenizer, end = tokens.load_tokenizer(folder / "tokenizer"), 0
+    model.eval()
+    found = []
+    for line in (folder / corpus / "heldout_continuation.jsonl").read_text().splitlines():
+        example = json.loads(line)
+        pairs = tokens.encode_pairs(tokenizer, [(example["context"], choice) for choice in example["choices"]])
+        scores = [_log_likelihood(model, c, t) - _log_likelihood(model, [end], t) for c, t in pairs]
+        found.append(int(int(np.argmax(scores)) == example["gold"]))
+    return found
+
+
+def _log_likelihood(model: Any, context: list[int], text: list[int]) -> float:
+    ids = torch.tensor([[*context, *text]])[:, -SETTINGS["block"] :]
+    logits = model(input_ids=ids, use_cache=False).logits[0, -len(text) - 1 : -1]
+    return float(logits.log_softmax(-1).gather(-1, ids[0, -len(text) :, None]).sum())
+
+
+def alone_s(trial: Trial) -> float:
+    """Processor seconds of the arm's training alone, a tenth of its length, the teacher's pass included."""
+    from transformers import AutoModelForCausalLM, logging
+
+    logging.disable_progress_bar()
+    folder, run = prepare(), runtime(spec.Compute(threads=1, precision="fp32"))
+    teacher = AutoModelForCausalLM.from_pretrained(folder / "teacher")
+    blocks = np.load(folder / "docstrings" / "train.npy")
+    student = students.build(SIZES["random_init"], teacher, 0)[0]
+    learner = Learner("alone", student, 0, trial.recipe(), trial._replace(longer=0.1 * trial.longer).optimisation())
+    start = time.process_time()
+    engine.train([learner], teacher, blocks, blocks[:, :1], run, lambda **fields: None)
+    return time.process_time() - start
