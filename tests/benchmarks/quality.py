@@ -69,8 +69,8 @@ ABLATIONS = {
 }
 BESIDE = 9  # students beside one teacher pass
 LEAD = (
-    "Students of one teacher on real text. `ratio`: the perplexity of `arm` over that of `against` on the same held-out "
-    "text, below 1 is better; low to high: 95 %, paired over held-out blocks. `accuracy`: the difference in the share "
+    "Students of one teacher on real text. `ratio`: the perplexity of `arm` over that of `against` on the same "
+    "held-out text, below 1 is better; low to high: 95 %, paired over held-out blocks. `accuracy`: the difference in the share "
     "of true continuations found among four. Rows with a `loss` are the search, on another corpus and seed than all "
     "else. (time): trained longer, until it has cost as much processor time as feature-kd."
 )
@@ -191,7 +191,8 @@ def main() -> None:
         named: dict[str, dict[str, Trial]] = {}
         for setting, arms in chosen.items():
             named[setting] = dict(arms)
-            named[setting] |= {f"{arm} (time)": arms[arm]._replace(longer=factors[arm]) for arm in factors}
+        longest = {f"{arm} (time)": chosen["random_init"][arm]._replace(longer=factors[arm]) for arm in factors}
+        named["random_init"] |= longest
         best = chosen["random_init"]["feature-kd"]
         named["random_init"] |= {f"feature-kd-{name}": changed(best, options) for name, options in ABLATIONS.items()}
         wanted = [
@@ -210,11 +211,19 @@ def main() -> None:
             for arm, t in chosen[setting].items()
         },
     }
-    pairs = [("feature-kd", "logit-kd"), ("logit-kd", "sft"), *(("feature-kd", f"{arm} (time)") for arm in factors)]
+    pairs = [("feature-kd", "logit-kd"), ("logit-kd", "sft")]
     for setting, arms in named.items():
-        ablations = [("feature-kd", name) for name in arms if name.startswith("feature-kd-")]
-        rows += compared(done, summary, setting, setting, arms, pairs + ablations, cells)
-    rows += compared(done, summary, "other_domain", "random_init", named["random_init"], pairs, cells)
+        others = [("feature-kd", name) for name in arms if name not in ARMS]
+        rows += compared(done, summary, setting, setting, arms, pairs + others, cells)
+    rows += compared(
+        done,
+        summary,
+        "other_domain",
+        "random_init",
+        named["random_init"],
+        [*pairs, *(("feature-kd", arm) for arm in longest)],
+        cells,
+    )
     write("quality", rows, summary, LEAD)
 
 

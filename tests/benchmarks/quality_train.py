@@ -34,16 +34,16 @@ FILES: dict[str, dict[str, Any]] = {
     "gsm8k": {"files": ["train.jsonl"], "prompt_field": "question", "response_field": "answer"},
 }
 SETTINGS: dict[str, Any] = {
-    "vocabulary": 4096,
+    "vocabulary": 2048,
     "block": 128,
     "batch": 8,
-    "tokens": 400_000,
+    "tokens": 300_000,
     "little_blocks": 256,
     "held_out_blocks": 160,
     "examples": 200,
     "warmup": 0.05,
     "teacher": {"hidden_size": 192, "layers": 6, "heads": 6, "intermediate_size": 512},
-    "teacher_tokens": 5_000_000,
+    "teacher_tokens": 2_500_000,
     "teacher_learning_rate": 3e-3,
     "student": {"hidden_size": 96, "layers": 3, "heads": 4, "intermediate_size": 256},
 }
@@ -101,7 +101,7 @@ def prepare() -> Path:
     tokenizer = tokens.load_tokenizer(folder / "tokenizer")
     for name, section in data.items():
         _blocks(folder / name, tokenizer, section)
-    run, start = runtime(spec.Compute(threads=1, precision="fp32")), time.monotonic()
+    run, start = runtime(spec.Compute(precision="fp32")), time.monotonic()
     together = np.concatenate([np.load(folder / name / "train.npy") for name in data], axis=1)
     valid = np.concatenate([np.load(folder / name / "valid.npy") for name in data], axis=1)
     told(f"{ {name: int(np.load(folder / name / 'train.npy').shape[1]) for name in data} } training blocks")
