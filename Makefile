@@ -2,7 +2,8 @@
 # make test   the tests that a change must pass; make test-slow the long ones
 # make ui     MLflow's pages for the runs made here
 # make bench-features   a benchmark; QUICK=1 tries it in a minute. bench-arms: many students on one teacher pass.
-#                       bench-head and bench-engine have rivals, in a .venv-bench of their own
+#                       bench-scale: how cost grows, and whether it was estimated. bench-head and bench-engine have
+#                       rivals, in a .venv-bench of their own
 # make bench-quality   what distillation and feature alignment are worth: a search and its confirmation, about an hour
 # make bench-norms   the form of the norm term: a search of about half an hour
 SHELL := /bin/bash
@@ -12,7 +13,7 @@ PIP_OPTIONS ?=
 UV := uv==0.13.9
 LOCK := --universal --no-header --no-annotate pyproject.toml
 
-.PHONY: poc test test-slow ui bench-arms bench-engine bench-features bench-head bench-norms bench-quality lint lock clean
+.PHONY: poc test test-slow ui bench-arms bench-engine bench-features bench-head bench-norms bench-quality bench-scale lint lock clean
 .DEFAULT_GOAL := poc
 
 poc: .venv/.installed
@@ -35,6 +36,9 @@ bench-norms: .venv/.installed
 
 bench-quality: .venv/.installed
 	@$(BIN)/python tests/benchmarks/quality.py
+
+bench-scale: .venv/.installed
+	@$(BIN)/python tests/benchmarks/scale.py
 
 bench-arms: .venv/.installed
 	@$(BIN)/python tests/benchmarks/arms.py

@@ -60,20 +60,25 @@ def passes(teacher: Need, students: list[Need], memory_bytes: int, device: str) 
 
     Raises InputError when the teacher and one student have none.
     """
-    fixed = BASE_BYTES[device] + teacher.held + teacher.at_work
-    largest = max(need.held + need.at_work for need in students)
-    if fixed + largest > memory_bytes:
+    least = max(together(teacher, [need], device) for need in students)
+    if least > memory_bytes:
         raise InputError(
-            f"compute.memory_gb: the teacher and one student need about {(fixed + largest) / 1e9:.1f} GB to train, "
+            f"compute.memory_gb: the teacher and one student need about {least / 1e9:.1f} GB to train, "
             f"there are {memory_bytes / 1e9:.1f}; lower training.micro_batch_size, block_size or the student"
         )
     groups: list[list[int]] = [[]]
     for place in range(len(students)):
-        together = [students[other] for other in [*groups[-1], place]]
-        if fixed + sum(x.held for x in together) + max(x.at_work for x in together) > memory_bytes:
+        beside = [students[other] for other in [*groups[-1], place]]
+        if together(teacher, beside, device) > memory_bytes:
             groups.append([])
         groups[-1].append(place)
     return groups
+
+
+def together(teacher: Need, students: list[Need], device: str) -> int:
+    """Bytes at the peak of one pass; one student is at work at a time."""
+    held = teacher.held + sum(need.held for need in students)
+    return BASE_BYTES[device] + held + teacher.at_work + max(need.at_work for need in students)
 
 
 def parameters(config: Any) -> int:

@@ -70,9 +70,9 @@ ABLATIONS = {
 BESIDE = 9  # students beside one teacher pass
 LEAD = (
     "Students of one teacher on real text. `ratio`: the perplexity of `arm` over that of `against` on the same "
-    "held-out text, below 1 is better; low to high: 95 %, paired over held-out blocks. `accuracy`: the difference in the share "
-    "of true continuations found among four. Rows with a `loss` are the search, on another corpus and seed than all "
-    "else. (time): trained longer, until it has cost as much processor time as feature-kd."
+    "held-out text, below 1 is better; low to high: 95 %, paired over held-out blocks. `accuracy`: the difference in "
+    "the share of true continuations found among four. Rows with a `loss` are the search, on another corpus and seed "
+    "than all else. (time): trained longer, until it has cost as much processor time as feature-kd."
 )
 
 
