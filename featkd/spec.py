@@ -53,6 +53,11 @@ class Data(Section):
         description="How a prompt is put before its response. chat: the tokenizer's chat template; plain: a line "
         "break between them; auto: chat where the tokenizer has a template.",
     )
+    attention: Literal["document", "block"] = Field(
+        "document",
+        description="What a training token attends to. document: its own document alone, as when it is scored; block: "
+        "whatever stands before it in its block, other documents too.",
+    )
     label_field: str | None = Field(
         None, description="Column with a class, for the heldout_routing task; training documents end with it."
     )

@@ -12,7 +12,7 @@ from tasks.stages import obtain, stage
 ROOMS = ["data"]
 MODEL_FILES = ("*.safetensors", "*.model", "*.jinja", "*config.json", "*tokens*.json", "tokenizer*.json",
                "*.index.json", "vocab.*", "merges.txt")  # fmt: skip
-FORMAT = {"label_prompt", "prompt_format"}  # applied after reading: how a document becomes tokens
+FORMAT = {"label_prompt", "prompt_format", "attention"}  # applied after reading: how a document becomes tokens
 
 
 @stage("data")

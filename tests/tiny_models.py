@@ -44,8 +44,14 @@ def save_with_blocks(root: Path) -> Path:
     rng = np.random.default_rng(0)
     for part, blocks in (("train", 24), ("valid", 16)):
         ids = rng.integers(1, 300, (blocks, 32), dtype=np.int32)
-        np.save(root / f"{part}.npy", np.stack([ids, ids]))
+        np.save(root / f"{part}.npy", blocks_of(ids))
     return root
+
+
+def blocks_of(ids: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
+    """int32 [3, blocks, block]: ids, labels (the ids, if not given) and the positions of one text per block."""
+    labels = ids if labels is None else labels
+    return np.stack([ids, labels, np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)])
 
 
 def probe(folder: Path) -> list[list[int]]:

@@ -152,10 +152,12 @@ def beginning(tokenizer: Any, context: list[int]) -> list[int]:
 
 
 def pack(corpus: Path, tokenizer: Any, data: spec.Data, block_size: int, out: Path) -> dict[str, Any]:
-    """Write train.npy and valid.npy, int32 [2, blocks, block_size]: ids and labels (IGNORED on prompts).
+    """Write train.npy and valid.npy, int32 [3, blocks, block_size]: ids, labels (IGNORED on prompts) and positions.
 
     Documents begin with the begin token if the tokenizer sets one, end with the end token, and are cut into blocks;
-    the unfinished last block is dropped.
+    the unfinished last block is dropped. Positions count from the beginning of the document, or of the block where that
+    is later: a token attends to those that are counted with it. With `data.attention: block` they count from the
+    beginning of the block alone.
     Raises InputError when a part is shorter than one block.
     """
     train = _blocks(documents(corpus, "train"), tokenizer, data, block_size)
@@ -188,14 +190,31 @@ def unigram_log_probabilities(train_ids: np.ndarray, vocab_size: int) -> np.ndar
 def _blocks(rows: list[dict[str, Any]], tokenizer: Any, data: spec.Data, block_size: int) -> np.ndarray:
     ids: list[int] = []
     labels: list[int] = []
-    end, turn_end = separator(tokenizer), _turn_end(tokenizer, data)
+    starts: list[int] = []
+    end, turn_end, alone = separator(tokenizer), _turn_end(tokenizer, data), data.attention == "document"
     for context, text in _encoded(rows, tokenizer, data, turn_end):
         read = beginning(tokenizer, context) + context
         learned = text if end is None or text[-1:] == [end] else [*text, end]
+        # lm-eval puts the end token before plain text where there is no begin token: it ends one document, of which it
+        # is learned, and begins the next
+        shared = not read and ids[-1:] == [end]
+        starts.append(len(ids) - shared)
         ids += read + learned
         labels += [IGNORED] * len(read) + learned
+        if alone and not (read or shared):
+            labels[starts[-1]] = IGNORED  # nothing of its own document comes before it
     whole = len(ids) // block_size * block_size
-    return np.array([ids[:whole], labels[:whole]], dtype=np.int32).reshape(2, -1, block_size)
+    positions = _positions(starts if alone else [], whole, block_size)
+    return np.array([ids[:whole], labels[:whole], positions], dtype=np.int32).reshape(3, -1, block_size)
+
+
+def _positions(starts: list[int], size: int, block_size: int) -> np.ndarray:
+    """[size]: how far each token is from the last of `starts`, or from the beginning of its block if that is later."""
+    places = np.arange(size)
+    begun = places // block_size * block_size
+    inside = [start for start in starts if start < size]
+    begun[inside] = inside
+    return places - np.maximum.accumulate(begun)
 
 
 def _encoded(

@@ -21,6 +21,7 @@ PROBE_TOKENS = 8192
 CKA_TOKENS = 1024
 
 States = list[torch.Tensor]
+Probe = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]
 
 
 @dataclass
@@ -121,11 +122,9 @@ def _standard_error(values: np.ndarray) -> float:
     return float(values.std(ddof=1)) / math.sqrt(len(values))
 
 
-def align(
-    student: Any, teacher: Any, wanted: Distillation, seed: int, probe: tuple[torch.Tensor, torch.Tensor]
-) -> Alignment:
-    """Choose the layers and make the projectors. probe: ids and valid [blocks, block] of the training text, for what
-    is fitted. Raises InputError where layers, widths or projector do not fit."""
+def align(student: Any, teacher: Any, wanted: Distillation, seed: int, probe: Probe) -> Alignment:
+    """Choose the layers and make the projectors. probe: ids, positions and valid [blocks, block] of the training text,
+    for what is fitted. Raises InputError where layers, widths or projector do not fit."""
     small, large = student.config, teacher.config
     pairs = layer_pairs(wanted.layer_pairs, small.num_hidden_layers, large.num_hidden_layers)
     similarity = None
@@ -148,15 +147,17 @@ def align(
 
 
 @torch.no_grad()
-def _states(model: Any, ids: torch.Tensor, valid: torch.Tensor, tokens: int) -> States:
+def _states(model: Any, ids: torch.Tensor, positions: torch.Tensor | None, valid: torch.Tensor, tokens: int) -> States:
     """All hidden states at up to so many valid tokens, each [tokens, hidden]."""
     training = model.training
     model.eval()
     kept, count = [], 0
-    for row, its in zip(ids, valid, strict=True):
-        found = model.base_model(input_ids=row[None], use_cache=False, output_hidden_states=True).hidden_states
-        kept.append([state[0][its] for state in found])
-        count += int(its.sum())
+    options = {"use_cache": False, "output_hidden_states": True}
+    for row in range(len(ids)):
+        its = {} if positions is None else {"position_ids": positions[row : row + 1]}
+        found = model.base_model(input_ids=ids[row : row + 1], **its, **options).hidden_states
+        kept.append([state[0][valid[row]] for state in found])
+        count += int(valid[row].sum())
         if count >= tokens:
             break
     model.train(training)

@@ -18,13 +18,15 @@ DATA_SEED = 0
 class MicroBatch(NamedTuple):
     """What goes through the models at once.
 
-    ids, valid, keep [blocks, block]: valid is what belongs to the text that is learned, keep marks the positions whose
-    next token is learned, targets [tokens] are those tokens. share: its part of the batch's learned tokens. last: the
-    batch ends with it.
+    ids, positions, valid, keep [blocks, block]: positions begin anew at every document, and are None where none begins
+    inside a block; valid is what belongs to the text that is learned, keep marks the positions whose next token is
+    learned, targets [tokens] are those tokens. share: its part of the batch's learned tokens. last: the batch ends with
+    it.
     """
 
     number: int
     ids: torch.Tensor
+    positions: torch.Tensor | None
     valid: torch.Tensor
     keep: torch.Tensor
     targets: torch.Tensor
@@ -33,15 +35,15 @@ class MicroBatch(NamedTuple):
 
 
 def micro_batches(batch: np.ndarray, size: int | None, run: Runtime) -> Iterator[MicroBatch]:
-    """A batch int32 [2, blocks, block] in parts of `size` blocks; parts where nothing is learned are left out."""
+    """A batch int32 [3, blocks, block] in parts of `size` blocks; parts where nothing is learned are left out."""
     learned_tokens = (batch[1][:, 1:] != IGNORED).sum(axis=1)
     size = size or batch.shape[1]
     starts = [start for start in range(0, batch.shape[1], size) if learned_tokens[start : start + size].any()]
     for number, start in enumerate(starts):
-        ids, labels = on_device(batch[:, start : start + size], run)
+        ids, labels, positions = on_device(batch[:, start : start + size], run)
         keep, targets = learned(labels)
         share = len(targets) / int(learned_tokens.sum())
-        yield MicroBatch(number, ids, labels != IGNORED, keep, targets, share, number == len(starts) - 1)
+        yield MicroBatch(number, ids, positions, labels != IGNORED, keep, targets, share, number == len(starts) - 1)
 
 
 def batches(blocks: np.ndarray, batch_size: int, steps: int) -> Iterator[np.ndarray]:
@@ -55,10 +57,16 @@ def batches(blocks: np.ndarray, batch_size: int, steps: int) -> Iterator[np.ndar
         yield blocks[:, chosen]
 
 
-def on_device(blocks: np.ndarray, run: Runtime) -> tuple[torch.Tensor, torch.Tensor]:
-    """(ids, labels) [batch, block] of blocks int32 [2, batch, block]."""
-    ids, labels = (torch.from_numpy(part.astype(np.int64)).to(run.device) for part in blocks)
-    return ids, labels
+def on_device(blocks: np.ndarray, run: Runtime) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """(ids, labels, positions) [batch, block] of blocks int32 [3, batch, block]. Positions that never begin anew inside
+    a block are None: a model counts so by itself, and attends faster without a mask."""
+    ids, labels, positions = (torch.from_numpy(part.astype(np.int64)).to(run.device) for part in blocks)
+    return ids, labels, positions if begins_anew(blocks) else None
+
+
+def begins_anew(blocks: np.ndarray) -> bool:
+    """Whether a document begins inside one of the blocks int32 [3, blocks, block], and does not see what is before."""
+    return bool((blocks[2][:, 1:] == 0).any())
 
 
 def learned(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,12 +82,12 @@ def block_losses(forward: Forward, blocks: np.ndarray, run: Runtime, batch_size:
     forward.model.eval()
     found = [np.empty((0, 2))]
     for start in range(0, blocks.shape[1], batch_size):
-        ids, labels = on_device(blocks[:, start : start + batch_size], run)
+        ids, labels, positions = on_device(blocks[:, start : start + batch_size], run)
         keep, targets = learned(labels)
         if not len(targets):
             continue
         with run.autocast():
-            losses = token_losses(forward(ids, keep).states, forward.head, targets)
+            losses = token_losses(forward(ids, keep, positions).states, forward.head, targets)
         per_block = torch.zeros(len(ids), device=ids.device, dtype=torch.float64)
         per_block.index_add_(0, keep.nonzero()[:, 0], losses.double())
         both = torch.stack([per_block, keep.sum(1).double()], 1)

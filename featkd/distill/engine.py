@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from featkd.distill.batches import IGNORED, MicroBatch, batches, block_losses, mean_loss, micro_batches
+from featkd.distill.batches import IGNORED, MicroBatch, batches, begins_anew, block_losses, mean_loss, micro_batches
 from featkd.distill.checkpoint import Checkpoints
 from featkd.distill.forward import Forward
 from featkd.distill.learner import Learner
 from featkd.distill.runtime import Runtime
 from featkd.distill.signal import Signal, online
-from featkd.errors import RunError
+from featkd.errors import InputError, RunError
 
 CURVE_POINTS = 12
 SHARED = ("tokens", "batch_size", "micro_batch_size")
@@ -34,7 +34,7 @@ def train(
     checkpoints: Checkpoints | None = None,
     failed: Path | None = None,
 ) -> dict[str, float]:
-    """Train all learners on the same batches. Blocks: int32 [2, blocks, block_size], ids and labels.
+    """Train all learners on the same batches. Blocks: int32 [3, blocks, block_size]: ids, labels, positions.
 
     Learners agree on tokens and batch sizes (SHARED). `on_step(step=, steps=, loss=, tokens_per_s=)` is called after
     each step, with the first learner's loss. `checkpoints`: where to go on from, and to write to. `failed`: the file
@@ -85,7 +85,14 @@ def _ready(teacher: Any | None, learners: list[Learner], train_blocks: np.ndarra
         teacher.to(run.device).eval().requires_grad_(False)
     for learner in learners:
         learner.prepare(teacher, train_blocks, run)
-    return Forward(teacher) if teacher is not None else None
+    taught_by = Forward(teacher) if teacher is not None else None
+    for forward in [taught_by, *(learner.forward for learner in learners)] if begins_anew(train_blocks) else []:
+        if forward is not None and not forward.keeps_apart():
+            raise InputError(
+                f"data.attention: the documents of a block cannot be kept apart in a model of the family "
+                f"{forward.model.config.model_type}; write block"
+            )
+    return taught_by
 
 
 def _signal(

@@ -33,12 +33,37 @@ class Forward:
     def head(self) -> Head:
         return self._head.first(self.rows)
 
-    def __call__(self, ids: torch.Tensor, keep: torch.Tensor, hidden: bool = False) -> Output:
-        """ids [batch, block]; keep [batch, block] bool. Kept positions come in row-major order."""
+    def __call__(
+        self, ids: torch.Tensor, keep: torch.Tensor, positions: torch.Tensor | None = None, hidden: bool = False
+    ) -> Output:
+        """ids [batch, block]; keep [batch, block] bool; positions [batch, block], None: one text per block. Kept
+        positions come in row-major order.
+
+        Where positions begin anew, transformers lets no token attend to what is before (masking_utils,
+        find_packed_sequence_indices): given neither a mask nor a cache, and by most families; `keeps_apart` knows.
+        """
         options = {"input_ids": ids, "use_cache": False, "output_hidden_states": hidden}
+        if positions is not None:
+            options["position_ids"] = positions
         found = (self.model.base_model if self.plain else self.model)(**options)
         states = found.last_hidden_state[keep] if self.plain else found.logits[keep][:, : self.rows]
         return Output(states, found.hidden_states)
+
+    @torch.no_grad()
+    def keeps_apart(self) -> bool:
+        """Whether a text has the same states behind another text as alone, once positions begin anew."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            ids = torch.arange(4, device=self.model.device)[None]
+            keep = torch.ones_like(ids, dtype=torch.bool)
+            behind = self(ids, keep, torch.tensor([[0, 1, 0, 1]], device=ids.device)).states[2:]
+            alone = self(ids[:, 2:], keep[:, 2:]).states
+            return torch.allclose(behind, alone, rtol=0, atol=1e-3 * float(alone.abs().max()))
+        except (TypeError, ValueError):  # a family that takes no positions
+            return False
+        finally:
+            self.model.train(training)
 
     @torch.no_grad()
     def _is_plain(self) -> bool:

@@ -55,8 +55,8 @@ class Learner:
         self.model.to(run.device).train()
         self.forward = Forward(self.model, teacher.config.vocab_size if teacher is not None else None)
         if self.aligned:
-            ids, labels = on_device(blocks[:, : -(-PROBE_TOKENS // blocks.shape[2])], run)
-            self.alignment = align(self.model, teacher, self.recipe, self.seed, (ids, labels != IGNORED))
+            ids, labels, positions = on_device(blocks[:, : -(-PROBE_TOKENS // blocks.shape[2])], run)
+            self.alignment = align(self.model, teacher, self.recipe, self.seed, (ids, positions, labels != IGNORED))
             self.alignment.projectors.to(run.device)
         parameters = [parameter for _, parameter in self._parameters()]
         self.optimiser = torch.optim.AdamW(
@@ -96,7 +96,7 @@ class Learner:
         penalty = self.training.activation_penalty
         with ExitStack() as stack:
             reader = stack.enter_context(QKV(self.model, blocks[0])) if blocks else None
-            output = self.forward(batch.ids, batch.keep, hidden=aligned or penalty > 0)
+            output = self.forward(batch.ids, batch.keep, batch.positions, aligned or penalty > 0)
         taught = signal.outputs.first(self.forward.rows) if self.taught else None
         objective = _objective(self.recipe) if self.taught else Objective()
         loss = fused_loss(output.states, self.forward.head, batch.targets, taught, objective)

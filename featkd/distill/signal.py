@@ -32,7 +32,7 @@ def online(teacher: Forward, batch: MicroBatch, hidden: bool, qkv_blocks: set[in
     """
     with run.autocast(), ExitStack() as stack:
         readers = {block: stack.enter_context(QKV(teacher.model, block)) for block in qkv_blocks}
-        output = teacher(batch.ids, batch.keep, hidden=hidden)
+        output = teacher(batch.ids, batch.keep, batch.positions, hidden)
         outputs = OnlineTeacher(output.states, teacher.head)
         if logits_bytes(len(output.states), teacher.model.config.vocab_size) <= LOGITS_BYTES:
             outputs = OnlineTeacher(plain_logits(output.states, teacher.head).float(), Head(None))

@@ -59,7 +59,7 @@ def prepared(arms: list[str]) -> tuple[Any, list[Learner], np.ndarray]:
     size = spec.Student(name="s", **SIZE)
     learners = [Learner(arm, students.build(size, teacher, 0)[0], 0, ARMS[arm], TRAINING) for arm in arms]
     ids = np.random.default_rng(0).integers(1, VOCABULARY, (4 * BATCH, BLOCK), dtype=np.int32)
-    return teacher, learners, np.stack([ids, ids])
+    return teacher, learners, np.stack([ids, ids, np.broadcast_to(np.arange(BLOCK), ids.shape)])
 
 
 def run_s(arms: list[str], run: Runtime) -> float:

@@ -57,9 +57,9 @@ def models() -> tuple[Any, Any]:
 
 
 def batches() -> np.ndarray:
-    """int32 [2, blocks, block]: ids and labels."""
+    """int [3, blocks, block]: ids, labels and positions."""
     ids = np.random.default_rng(0).integers(1, VOCABULARY, (STEPS * BATCH, BLOCK), dtype=np.int32)
-    return np.stack([ids, ids])
+    return np.stack([ids, ids, np.broadcast_to(np.arange(BLOCK), ids.shape)])
 
 
 def featkd(teacher: Any, student: Any, bf16: bool, mark: Callable[[], None]) -> None:

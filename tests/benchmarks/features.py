@@ -58,14 +58,19 @@ def prepared(case: dict[str, Any], arms: tuple[str, ...]) -> tuple[Forward, list
         Learner(arm, students.build(size, teacher, 0)[0], 0, recipe, TRAINING, size.name)
         for arm, recipe in recipes(list(arms), Distillation(), {}).items()
     ]
-    blocks = np.random.default_rng(0).integers(1, case["vocabulary"], (2, 4, BLOCK))
-    return engine._ready(teacher, learners, blocks, run), learners, run
+    ids = np.random.default_rng(0).integers(1, case["vocabulary"], (4, BLOCK))
+    return engine._ready(teacher, learners, blocks_of(ids), run), learners, run
+
+
+def blocks_of(ids: np.ndarray) -> np.ndarray:
+    """[3, blocks, block]: ids, labels and positions."""
+    return np.stack([ids, ids, np.broadcast_to(np.arange(BLOCK), ids.shape)])
 
 
 def step(forward: Any, learner: Learner, ids: np.ndarray, run: Runtime, number: int) -> float:
     """Seconds of a whole step of one arm."""
     start = time.perf_counter()
-    (batch,) = micro_batches(np.stack([ids, ids]), None, run)
+    (batch,) = micro_batches(blocks_of(ids), None, run)
     signal = engine._signal(forward, [learner], batch, number / 1000, run)
     learner.add_gradients(signal, batch, number, 1000, run)
     learner.update(number, 1000)

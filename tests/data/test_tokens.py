@@ -29,8 +29,8 @@ def prepared(tmp_path_factory):
 def test_blocks_hold_the_documents_and_learn_responses_alone(prepared, tmp_path):
     folder, source, tokenizer = prepared
     meta = tokens.pack(folder, tokenizer, source, 32, tmp_path)
-    ids, labels = np.load(tmp_path / "train.npy")
-    assert ids.shape == labels.shape == (meta["training_blocks"], 32)
+    ids, labels, positions = np.load(tmp_path / "train.npy")
+    assert ids.shape == labels.shape == positions.shape == (meta["training_blocks"], 32)
     stream, learned = ids.ravel(), labels.ravel()
     first = corpus.documents(folder, "train")[0]
     text = tokenizer.decode(stream[: list(stream).index(tokenizer.eos_token_id)])
@@ -71,9 +71,10 @@ def test_chat_templates_are_repeatable_and_end_the_turn(prepared, tmp_path):
     )
     assert "<user 2024>Why?" in tokens.context_and_text(chatty, {"prompt": "Why?", "text": ""}, source)[0]
     tokens.pack(folder, chatty, source, 32, tmp_path)
-    ids, labels = np.load(tmp_path / "train.npy").reshape(2, -1)
+    ids, labels, positions = np.load(tmp_path / "train.npy").reshape(3, -1)
     text = chatty.decode(ids[labels != tokens.IGNORED])
     assert text.count("<end><|endoftext|>") == text.count("<|endoftext|>") > 100
+    assert all(chatty.decode(ids[start : start + 20]).startswith("<user 2024>") for start in inside(positions, 32))
     chatty.chat_template = "{{ raise_exception('no user may speak') }}"
     with pytest.raises(InputError, match="the chat template fails .*no user may speak.*write plain"):
         tokens.context_and_text(chatty, {"prompt": "Why?", "text": ""}, source)
@@ -104,10 +105,91 @@ def test_documents_begin_with_the_begin_token_of_tokenizers_that_set_one(prepare
     assert tokens.beginning(tokenizer, []) == tokens.beginning(tokenizer, [5]) == []
     assert tokens.beginning(begins, []) == [begins.bos_token_id]
     tokens.pack(folder, begins, source, 32, tmp_path)
-    ids, labels = np.load(tmp_path / "train.npy").reshape(2, -1)
+    ids, labels, positions = np.load(tmp_path / "train.npy").reshape(3, -1)
     ends = np.flatnonzero(ids[:-1] == begins.eos_token_id)
     assert ids[0] == begins.bos_token_id and (ids[ends + 1] == begins.bos_token_id).all()
     assert (labels[ids == begins.bos_token_id] == tokens.IGNORED).all()
+    assert (positions[ids == begins.bos_token_id] == 0).all()
+    assert (ids[inside(positions, 32)] == begins.bos_token_id).all()
+
+
+def inside(positions, block):
+    """Where positions of blocks, one after the other, begin anew inside a block."""
+    places = np.arange(len(positions))
+    starts = places[(positions == 0) & (places % block > 0)]
+    assert len(starts) > 50
+    for start in [*starts, *range(0, len(positions), block)]:
+        end = min(start // block * block + block, *starts[starts > start][:1], len(positions))
+        assert (positions[start:end] == np.arange(end - start)).all(), "they count on, and to the block's end at most"
+    return starts
+
+
+def segments(part):
+    """(ids, ids of them that are learned from within) of each text that a model sees alone in blocks [3, blocks, n]."""
+    for ids, labels, positions in part.transpose(1, 0, 2):
+        bounds = [*np.flatnonzero(positions == 0), len(ids)]
+        for start, end in zip(bounds, bounds[1:], strict=False):
+            kept = labels[start + 1 : end] != tokens.IGNORED
+            yield list(ids[start:end]), list(ids[start + 1 : end][kept])
+
+
+def packed(tmp_path, tokenizer, texts, block, **changes):
+    source = data(write(tmp_path, "a.jsonl", [{"text": text} for text in texts]), **changes)
+    corpus.build(source, tmp_path)
+    tokens.pack(tmp_path, tokenizer, source, block, tmp_path)
+    written = {tuple(tokens.encode(tokenizer, [row["text"]])[0]) for row in corpus.documents(tmp_path, "train")}
+    return np.load(tmp_path / "train.npy"), written
+
+
+def test_plain_text_stands_behind_the_end_token_and_nothing_else_as_lm_eval_scores_it(prepared, tmp_path):
+    tokenizer, end = prepared[2], prepared[2].eos_token_id
+    part, written = packed(tmp_path, tokenizer, [text[:60] for text in TEXTS], 64)
+    whole = [
+        (ids, learned) for ids, learned in segments(part) if ids[0] == end and ids[1:] and tuple(ids[1:]) in written
+    ]
+    assert len(whole) > 50
+    assert all(learned == ids[1:] for ids, learned in whole)
+    ends = part[0].ravel() == end
+    assert (part[2].ravel()[ends] == 0).all() and (part[1].ravel()[ends] == end).all(), "learned of the one before it"
+
+
+def test_a_document_longer_than_a_block_goes_on_in_the_next(prepared, tmp_path):
+    tokenizer, end = prepared[2], prepared[2].eos_token_id
+    (ids, labels, positions), _ = packed(tmp_path, tokenizer, TEXTS, 16)
+    assert (labels[:, 1:] == ids[:, 1:]).all()
+    assert (positions[:, 0] == 0).all()
+    goes_on = (ids[:, 1:] != end).all(axis=1)
+    assert goes_on.sum() > 50 and (positions[goes_on] == np.arange(16)).all()
+
+
+def test_in_a_block_as_a_whole_positions_count_through(prepared, tmp_path):
+    alone, _ = packed(tmp_path, prepared[2], TEXTS, 64)
+    whole, _ = packed(tmp_path, prepared[2], TEXTS, 64, attention="block")
+    assert (whole[0] == alone[0]).all() and (whole[1, :, 1:] == alone[1, :, 1:]).all()
+    assert (whole[2] == np.arange(64)).all() and (alone[2] != whole[2]).any()
+
+
+def test_what_no_token_of_its_own_document_predicts_is_not_learned(prepared, tmp_path):
+    """A tokenizer with neither a begin nor an end token."""
+    bare = copy.deepcopy(prepared[2])
+    bare.bos_token = bare.eos_token = None
+    part, written = packed(tmp_path, bare, [text[:60] for text in TEXTS], 64)
+    starts = part[2][:, 1:] == 0
+    assert starts.sum() > 50 and (part[1][:, 1:][starts] == tokens.IGNORED).all()
+    assert sum(tuple(ids) in written for ids, _ in segments(part)) > 50
+
+
+def test_a_prompt_begins_without_the_end_token_of_the_document_before(prepared, tmp_path):
+    folder, source, tokenizer = prepared
+    tokens.pack(folder, tokenizer, source, 256, tmp_path)
+    part = np.load(tmp_path / "train.npy")
+    prompts = {f"Question {n}?" for n in range(200)}
+    found = [(tokenizer.decode(ids), tokenizer.decode(learned)) for ids, learned in segments(part)]
+    whole = [
+        (text, learned) for text, learned in found if text.startswith("Question") and text.endswith("<|endoftext|>")
+    ]
+    assert len(whole) > 20
+    assert all(text.removesuffix(learned) in prompts for text, learned in whole)
 
 
 @pytest.mark.parametrize("text", [TEXTS[0], japanese(1), "a" * 300, "🙂é" * 40])

@@ -106,7 +106,7 @@ def test_padding_changes_nothing_whatever_it_holds(folder, options):
         labels = ids.copy()
         labels[:, 20:], ids[:, 20:] = batches.IGNORED, garbage
         valid = np.load(folder / "valid.npy")
-        engine.train([learner], made, np.stack([ids, labels]), valid, RUN, lambda **fields: None)
+        engine.train([learner], made, tiny_models.blocks_of(ids, labels), valid, RUN, lambda **fields: None)
         found.append(weights(learner))
     for name in found[0]:
         assert torch.allclose(found[0][name], found[1][name], atol=1e-6), name
@@ -119,7 +119,7 @@ def counting(tmp_path_factory):
     tiny_models.save("llama", root / "teacher")
     for part, blocks in (("train", 24), ("valid", 16)):
         ids = (np.arange(32)[None] + np.arange(blocks)[:, None] * 7).astype(np.int32) % 60 + 1
-        np.save(root / f"{part}.npy", np.stack([ids, ids]))
+        np.save(root / f"{part}.npy", tiny_models.blocks_of(ids))
     return root
 
 
@@ -161,7 +161,7 @@ def test_one_bad_look_is_no_reason_to_drop():
 
 def test_without_a_learned_token_there_is_no_training(folder):
     ids = np.load(folder / "train.npy")[0]
-    nothing = np.stack([ids, np.full_like(ids, batches.IGNORED)])
+    nothing = tiny_models.blocks_of(ids, np.full_like(ids, batches.IGNORED))
     made, learners = students(folder, ["sft"])
     with pytest.raises(RunError, match="no token is learned: all labels are masked"):
         engine.train(learners, made, nothing, nothing, RUN, lambda **fields: None)

@@ -30,7 +30,7 @@ def work(tmp_path, **changes):
 
 def artefact(folder, largest=7, probe=3):
     for part in ("train", "valid"):
-        np.save(folder / f"{part}.npy", np.full((2, 3, 8), largest, dtype=np.int32))
+        np.save(folder / f"{part}.npy", np.full((3, 3, 8), largest, dtype=np.int32))
     (folder / "probe.json").write_text("")
     return SimpleNamespace(path=folder, key="k", meta={"chance": {}}, json=lambda name: [[1, probe], [2]])
 
