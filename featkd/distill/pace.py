@@ -1,6 +1,6 @@
 """How long a training will take, told before it starts.
 
-Steps are timed, on random tokens, with copies of the models that have a few blocks only, at two depths; every further
+Steps are timed, on training text, with copies of the models that have a few blocks only, at two depths; every further
 block is taken to add the same time. `make bench-scale` holds this against what trainings took.
 """
 
@@ -31,12 +31,14 @@ class Work(NamedTuple):
     looks: int
 
 
-def seconds(learners: list[Learner], teacher: Any, block_size: int, work: Work, run: Runtime) -> tuple[float, float]:
-    """(of the teacher's pass, of all students) of a whole training. teacher: a model or None. Neither is touched."""
+def seconds(learners: list[Learner], teacher: Any, blocks: np.ndarray, work: Work, run: Runtime) -> tuple[float, float]:
+    """(of the teacher's pass, of all students) of a whole training. teacher: a model or None. Neither is touched.
+
+    blocks: the training text, as for `engine.train`.
+    """
     training = learners[0].training
     size = training.micro_batch_size or training.batch_size
-    blocks = np.stack([np.random.default_rng(0).integers(0, 100, (size, block_size), dtype=np.int32)] * 2)
-    (batch,) = micro_batches(blocks, None, run)
+    batch = next(micro_batches(blocks, size, run))
     features = any(learner.aligned for learner in learners)
     shallow = teacher and _model(_at_depth(teacher.config, min(DEPTHS[-1], teacher.config.num_hidden_layers)), run)
 
@@ -53,7 +55,7 @@ def seconds(learners: list[Learner], teacher: Any, block_size: int, work: Work, 
         step = [
             lambda: learner.add_gradients(signal, batch, 0, 1, run),
             lambda: learner.update(0, 1),
-            lambda: block_losses(learner.forward, blocks, run, size),
+            lambda: block_losses(learner.forward, blocks[:, :size], run, size),
         ]
         return _timed(step, run)
 

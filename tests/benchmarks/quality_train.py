@@ -43,7 +43,7 @@ SETTINGS: dict[str, Any] = {
     "examples": 200,
     "warmup": 0.05,
     "teacher": {"hidden_size": 192, "layers": 6, "heads": 6, "intermediate_size": 512},
-    "teacher_tokens": 2_500_000,
+    "teacher_tokens": 2_000_000,
     "teacher_learning_rate": 3e-3,
     "student": {"hidden_size": 96, "layers": 3, "heads": 4, "intermediate_size": 256},
 }
@@ -101,7 +101,7 @@ def prepare() -> Path:
     tokenizer = tokens.load_tokenizer(folder / "tokenizer")
     for name, section in data.items():
         _blocks(folder / name, tokenizer, section)
-    run, start = runtime(spec.Compute(precision="fp32")), time.monotonic()
+    run, start = runtime(spec.Compute(threads=1, precision="fp32")), time.monotonic()
     together = np.concatenate([np.load(folder / name / "train.npy") for name in data], axis=1)
     valid = np.concatenate([np.load(folder / name / "valid.npy") for name in data], axis=1)
     told(f"{ {name: int(np.load(folder / name / 'train.npy').shape[1]) for name in data} } training blocks")
@@ -111,10 +111,15 @@ def prepare() -> Path:
         tokens=SETTINGS["teacher_tokens"], batch_size=16, learning_rate=SETTINGS["teacher_learning_rate"]
     )
     learner = Learner("teacher", _model(config), 0, None, training)
-    engine.train([learner], None, together, valid, run, lambda **fields: None)
+    engine.train([learner], None, together, valid, run, _now_and_then)
     learner.model.save_pretrained(folder / "teacher")
     told(f"teacher in {time.monotonic() - start:.0f} s, validation loss {learner.curve[-1]['validation_loss']:.3f}")
     return folder
+
+
+def _now_and_then(step: int, steps: int, loss: float, tokens_per_s: float) -> None:
+    if step % 100 == 0:
+        told(f"teacher {step} of {steps} steps, loss {loss:.3f}, {tokens_per_s:.0f} tokens/s")
 
 
 def _data() -> dict[str, spec.Data]:
