@@ -61,6 +61,12 @@ def on_device(blocks: np.ndarray, run: Runtime) -> tuple[torch.Tensor, torch.Ten
     return ids, labels
 
 
+def probe(blocks: np.ndarray, tokens: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ids, valid) [blocks, block] of the first blocks, as many as make `tokens` with padding."""
+    ids, labels = (torch.from_numpy(part.astype(np.int64)) for part in blocks[:, : -(-tokens // blocks.shape[2])])
+    return ids.to(device), (labels != IGNORED).to(device)
+
+
 def learned(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """keep [batch, block]: positions whose next token is learned; targets: those next tokens [tokens]."""
     following = F.pad(labels[:, 1:], (0, 1), value=IGNORED)

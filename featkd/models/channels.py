@@ -1,0 +1,156 @@
+"""Which channels of a teacher a narrower student keeps, found on a probe of the training text."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from featkd.models.layout import Layout
+
+Probe = tuple[torch.Tensor, torch.Tensor]
+See = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Kept(NamedTuple):
+    """stream: channels [width] of the teacher, or directions [teacher width, width]. blocks: of each of the teacher's
+    blocks that is kept, channels by axis. lengths: of each norm, by path, the mean over tokens of the root mean square
+    of what is kept over that of all."""
+
+    stream: torch.Tensor
+    blocks: dict[int, dict[str, torch.Tensor]]
+    lengths: dict[str, float]
+
+    @property
+    def turned(self) -> bool:
+        return self.stream.ndim == 2
+
+
+def head_width(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def choose(teacher: Any, layout: Layout, blocks: list[int], config: Any, init: str, probe: Probe) -> Kept:
+    """blocks: those of the teacher that are kept. config: the student's. init: slice, or pca for the stream.
+
+    Importance is the mean over tokens of |activation| in a sequence, and the L2 norm over sequences (Minitron, arXiv
+    2407.14679): of what norms put out, summed over norms; of a head's output, its norm, summed over the heads of a
+    key-value group; of what the last matrix of an MLP takes in. Directions are those of the norms' inputs, each token
+    of length one, about the origin (SliceGPT, arXiv 2401.15024, where each norm has its own).
+    """
+    width = head_width(teacher.config)
+    attention, mlp = layout.source("heads"), layout.source("neurons")
+    norms = [layout.path(block, norm) for block in blocks for norm in layout.norms] + [layout.final_norm]
+    see: dict[str, See] = dict.fromkeys(norms, _second_moments if init == "pca" else _outputs)
+    see |= {layout.path(block, attention): lambda states, _: _heads(states, width) for block in blocks}
+    see |= {layout.path(block, mlp): lambda states, _: _inputs(states) for block in blocks}
+    found = _sums(teacher, see, probe)
+    if init == "pca":
+        stream = _directions(sum(found[norm] for norm in norms), config.hidden_size, layout.layer_norm)
+    else:
+        stream = _largest(sum(found[norm].sqrt() for norm in norms), config.hidden_size)
+    cuts = {
+        block: _of_block(found[layout.path(block, attention)], found[layout.path(block, mlp)], teacher.config, config)
+        for block in blocks
+    }
+    norms += [layout.path(block, norm) for block in blocks for norm in layout.post_norms]
+    return Kept(stream, cuts, _lengths(teacher, layout, norms, stream, probe))
+
+
+def cut(tensor: torch.Tensor, axis: int, kept: torch.Tensor | None) -> torch.Tensor:
+    """Along `axis`, what is kept: channels by number, or directions. None keeps all."""
+    if kept is None:
+        return tensor
+    if kept.ndim == 1:
+        return tensor.index_select(axis, kept)
+    return torch.tensordot(tensor, kept.to(tensor.dtype), dims=([axis], [0])).movedim(-1, axis)
+
+
+def _sums(model: Any, see: dict[str, See], probe: Probe) -> dict[str, torch.Tensor]:
+    """What `see`, by path of a module, makes of its inputs and outputs [tokens, width], summed over sequences."""
+    total: dict[str, torch.Tensor] = {}
+    its: torch.Tensor
+
+    def hook(path: str, of: See) -> Callable:
+        def keep(_: Any, inputs: tuple, output: torch.Tensor) -> None:
+            total[path] = total.get(path, 0) + of(inputs[0][0][its].float(), output[0][its].float()).double()
+
+        return keep
+
+    hooks = [model.get_submodule(path).register_forward_hook(hook(path, of)) for path, of in see.items()]
+    training = model.training
+    model.eval()
+    for ids, its in zip(*probe, strict=True):
+        if its.any():
+            model.base_model(input_ids=ids[None], use_cache=False)
+    model.train(training)
+    for handle in hooks:
+        handle.remove()
+    return total
+
+
+def _outputs(_: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    return output.abs().mean(0).square()
+
+
+def _inputs(states: torch.Tensor) -> torch.Tensor:
+    return states.abs().mean(0).square()
+
+
+def _heads(states: torch.Tensor, width: int) -> torch.Tensor:
+    return states.unflatten(-1, (-1, width)).norm(dim=-1).mean(0).square()
+
+
+def _second_moments(states: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    unit = torch.nn.functional.normalize(states, dim=-1)
+    return unit.T @ unit
+
+
+def _largest(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """The numbers of the highest, in ascending order; of equal ones the first."""
+    return scores.sort(descending=True, stable=True).indices[:count].sort().values
+
+
+def _of_block(heads: torch.Tensor, neurons: torch.Tensor, wide: Any, narrow: Any) -> dict[str, torch.Tensor]:
+    width, all_heads = head_width(wide), wide.num_attention_heads
+    group = all_heads // (getattr(wide, "num_key_value_heads", None) or all_heads)
+    groups = _largest(heads.sqrt().unflatten(0, (-1, group)).sum(1), narrow.num_attention_heads // group)
+    queries, keys = _spread(groups, group * width), _spread(groups, width)
+    fused = [queries, all_heads * width + keys, (all_heads + all_heads // group) * width + keys]
+    mlp = getattr(narrow, "intermediate_size", None) or narrow.n_inner
+    return {"heads": queries, "keys": keys, "qkv": torch.cat(fused), "neurons": _largest(neurons, mlp)}
+
+
+def _spread(numbers: torch.Tensor, width: int) -> torch.Tensor:
+    """Channels of the parts `numbers`, each `width` wide."""
+    return (numbers[:, None] * width + torch.arange(width)).flatten()
+
+
+def _directions(moments: torch.Tensor, count: int, centred: bool) -> torch.Tensor:
+    """[hidden, count], float64, orthonormal: those of the largest second moments [hidden, hidden].
+
+    centred: of states less their mean over channels, for a LayerNorm, which takes it away; (1, 1, ...) becomes the same
+    in fewer channels.
+    """
+    if not centred:
+        return torch.linalg.eigh(moments).eigenvectors[:, -count:].flip(-1)
+    mean = torch.full_like(moments, 1 / len(moments))
+    free = torch.eye(len(moments), dtype=moments.dtype) - mean
+    found = torch.linalg.eigh(free @ moments @ free + moments.trace() * mean).eigenvectors[:, -count:].flip(-1)
+    basis = torch.eye(count, dtype=moments.dtype)
+    basis[:, 0] = 1
+    return found @ torch.linalg.qr(basis).Q.T
+
+
+def _lengths(model: Any, layout: Layout, norms: list[str], stream: torch.Tensor, probe: Probe) -> dict[str, float]:
+    def see(path: str) -> See:
+        module = model.get_submodule(path)
+        epsilon = getattr(module, "variance_epsilon", None) or module.eps
+
+        def length(states: torch.Tensor) -> torch.Tensor:
+            states = states - states.mean(-1, keepdim=True) if layout.layer_norm else states
+            return (states.square().mean(-1) + epsilon).sqrt()
+
+        return lambda states, _: (length(cut(states, -1, stream)) / length(states)).mean()
+
+    sequences = int(probe[1].any(1).sum())
+    return {path: float(total) / sequences for path, total in _sums(model, {p: see(p) for p in norms}, probe).items()}
