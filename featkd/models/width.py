@@ -53,7 +53,7 @@ def narrow(size: spec.Student, config: Any) -> None:
             f"write {-(-heads // group) * group}"
         )
     if not layout.head_width and hidden_size != heads * width:
-        fit = max(1, hidden_size // width)
+        fit = max(1, hidden_size // width) if size.hidden_size else heads
         raise InputError(
             f"{field}.hidden_size: {hidden_size} is not {heads} heads of the teacher's {width} channels; "
             f"write hidden_size: {fit * width} and heads: {fit}"

@@ -7,6 +7,7 @@ import tiny_models
 import torch
 
 from featkd import spec
+from featkd.errors import InputError
 from featkd.models import given, student
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gpt2"]
@@ -58,6 +59,78 @@ def test_what_is_empty_can_be_cut_off(teachers, init, kind, tmp_path):
     assert torch.allclose(logits(made), logits(teacher), atol=1e-4)
     made.save_pretrained(tmp_path)
     assert torch.equal(logits(given.load(tmp_path)), logits(made))
+
+
+def test_heads_of_gemma_and_llama_keep_their_width_and_their_groups(teachers):
+    made, _ = built(teachers["llama"], layers=2, init="slice", hidden_size=24, heads=2)
+    found = made.config
+    assert (found.head_dim, found.num_key_value_heads, found.intermediate_size) == (8, 1, 64)
+    assert built(teachers["gpt2"], layers=1, init="slice", hidden_size=16, heads=2)[0].config.n_inner == 128
+
+
+def test_the_probe_s_valid_tokens_decide_and_nothing_else(teachers):
+    def weights(ids, valid, seed=0):
+        size = spec.Student(name="s", layers=2, init="pca", **HALF)
+        made, _ = student.build(size, teachers["qwen3"], seed, (ids, valid))
+        return torch.cat([weight.flatten() for weight in made.parameters()])
+
+    other, begin = IDS.clone(), PROBE[1].clone()
+    other[:, 16:], begin[:, 16:] = 7, False
+    assert torch.equal(weights(*PROBE), weights(*PROBE, seed=1))
+    assert not torch.equal(weights(*PROBE), weights(other, PROBE[1]))
+    assert torch.equal(weights(IDS, begin), weights(other, begin))
+
+
+def test_importance_is_that_of_minitron(teachers):
+    """What block 2 keeps, recomputed: mean over tokens of |activation|, L2 over sequences, norms summed."""
+    teacher, seen = teachers["llama"], {}
+    block = teacher.model.layers[2]
+    norms = [f"model.layers.{n}.{norm}_layernorm" for n in (0, 2) for norm in ("input", "post_attention")]
+    norms.append("model.norm")
+    hooks = [
+        teacher.get_submodule(path).register_forward_hook(
+            lambda _, inputs, output, path=path: seen.update({path: (inputs[0].double(), output.double())})
+        )
+        for path in [*norms, "model.layers.2.mlp.down_proj", "model.layers.2.self_attn.o_proj"]
+    ]
+    logits(teacher)
+    for hook in hooks:
+        hook.remove()
+
+    def importance(activations):
+        return activations.abs().mean(1).square().sum(0).sqrt()
+
+    stream = sum(importance(seen[path][1]) for path in norms).topk(16).indices.sort().values
+    neurons = importance(seen["model.layers.2.mlp.down_proj"][0]).topk(32).indices.sort().values
+    heads = importance(seen["model.layers.2.self_attn.o_proj"][0].unflatten(-1, (4, 8)).norm(dim=-1))
+    group = int(heads[2:].sum() > heads[:2].sum())
+    made = built(teacher, layers=2, init="slice", **HALF)[0].model.layers[1]
+    keys = block.self_attn.k_proj.weight[8 * group : 8 * group + 8]
+    assert torch.equal(made.mlp.up_proj.weight, block.mlp.up_proj.weight[neurons][:, stream])
+    assert torch.equal(made.self_attn.k_proj.weight, keys[:, stream])
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "expected"),
+    [
+        ("llama", {"hidden_size": 40}, r"students.s.hidden_size: 40 is above the teacher's 32, .* write at most 32"),
+        ("gpt2", {"intermediate_size": 256}, "students.s.intermediate_size: 256 is above the teacher's 128"),
+        ("qwen3", {"heads": 3}, "students.s.heads: 3 would break up the teacher's groups of 2 .* write 4"),
+        ("gemma", {"hidden_size": 22}, "students.s.hidden_size: 22 is no multiple of 4 heads; write 20"),
+        ("gpt2", {"hidden_size": 16}, "hidden_size: 16 is not 4 heads .* write hidden_size: 16 and heads: 2"),
+        ("gpt2", {"heads": 2}, "hidden_size: 32 is not 2 heads .* write hidden_size: 16 and heads: 2"),
+        ("llama", {"layers": 4}, "students.s: 4 layers cannot be copied from a teacher with 3"),
+        ("gemma2", {"init": "pca", "hidden_size": 16}, "pca cannot turn the stream of gemma2, .* write init: slice"),
+        ("smollm3", {}, "init: slice does not know the layout of smollm3, only of llama, .* write init: random"),
+    ],
+)  # fmt: skip
+def test_shapes_and_families_that_cannot_be_cut_out(teachers, kind, size, expected):
+    from transformers import AutoConfig
+
+    config = teachers[kind].config if kind in teachers else AutoConfig.for_model(kind, num_hidden_layers=4)
+    with pytest.raises(InputError, match=expected) as raised:
+        student.student_config(spec.Student(**{"name": "s", "layers": 2, "init": "slice"} | size), config)
+    assert "\n" not in str(raised.value)
 
 
 def half_empty(teacher, along_channels):
