@@ -1,14 +1,16 @@
 """Which channels of a teacher a narrower student keeps, found on a probe of the training text."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from featkd.models.layout import Layout
 
 Probe = tuple[torch.Tensor, torch.Tensor]
-See = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+See = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of a module's inputs and outputs [tokens, width]
 
 
 class Kept(NamedTuple):
@@ -35,17 +37,22 @@ def choose(teacher: Any, layout: Layout, blocks: list[int], config: Any, init: s
     Importance is the mean over tokens of |activation| in a sequence, and the L2 norm over sequences (Minitron, arXiv
     2407.14679): of what norms put out, summed over norms; of a head's output, its norm, summed over the heads of a
     key-value group; of what the last matrix of an MLP takes in. Directions are those of the norms' inputs, each token
-    of length one, about the origin (SliceGPT, arXiv 2401.15024, where each norm has its own).
+    of length one, from the origin; one set for all norms, where each of SliceGPT (arXiv 2401.15024) has its own.
     """
     width = head_width(teacher.config)
     attention, mlp = layout.source("heads"), layout.source("neurons")
     norms = [layout.path(block, norm) for block in blocks for norm in layout.norms] + [layout.final_norm]
-    see: dict[str, See] = dict.fromkeys(norms, _second_moments if init == "pca" else _outputs)
-    see |= {layout.path(block, attention): lambda states, _: _heads(states, width) for block in blocks}
-    see |= {layout.path(block, mlp): lambda states, _: _inputs(states) for block in blocks}
+    see: dict[str, tuple[str, See]] = {}
+    for path in norms:
+        see[path] = ("stream", partial(_moments, centred=layout.layer_norm)) if init == "pca" else (path, _outputs)
+    for block in blocks:
+        path = layout.path(block, attention)
+        see[path] = path, partial(_heads, width=width)
+        path = layout.path(block, mlp)
+        see[path] = path, _inputs
     found = _sums(teacher, see, probe)
     if init == "pca":
-        stream = _directions(sum(found[norm] for norm in norms), config.hidden_size, layout.layer_norm)
+        stream = _directions(found["stream"], config.hidden_size, layout.layer_norm)
     else:
         stream = _largest(sum(found[norm].sqrt() for norm in norms), config.hidden_size)
     cuts = {
@@ -65,18 +72,18 @@ def cut(tensor: torch.Tensor, axis: int, kept: torch.Tensor | None) -> torch.Ten
     return torch.tensordot(tensor, kept.to(tensor.dtype), dims=([axis], [0])).movedim(-1, axis)
 
 
-def _sums(model: Any, see: dict[str, See], probe: Probe) -> dict[str, torch.Tensor]:
-    """What `see`, by path of a module, makes of its inputs and outputs [tokens, width], summed over sequences."""
+def _sums(model: Any, see: dict[str, tuple[str, See]], probe: Probe) -> dict[str, torch.Tensor]:
+    """see: by path of a module, the name of a sum over sequences, and what its inputs and outputs add to that."""
     total: dict[str, torch.Tensor] = {}
     its: torch.Tensor
 
-    def hook(path: str, of: See) -> Callable:
-        def keep(_: Any, inputs: tuple, output: torch.Tensor) -> None:
-            total[path] = total.get(path, 0) + of(inputs[0][0][its].float(), output[0][its].float()).double()
+    def hook(name: str, of: See) -> Callable:
+        def add(_: Any, inputs: tuple, output: torch.Tensor) -> None:
+            total[name] = total.get(name, 0) + of(inputs[0][0][its], output[0][its]).double()
 
-        return keep
+        return add
 
-    hooks = [model.get_submodule(path).register_forward_hook(hook(path, of)) for path, of in see.items()]
+    hooks = [model.get_submodule(path).register_forward_hook(hook(*of)) for path, of in see.items()]
     training = model.training
     model.eval()
     for ids, its in zip(*probe, strict=True):
@@ -92,16 +99,16 @@ def _outputs(_: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
     return output.abs().mean(0).square()
 
 
-def _inputs(states: torch.Tensor) -> torch.Tensor:
+def _inputs(states: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
     return states.abs().mean(0).square()
 
 
-def _heads(states: torch.Tensor, width: int) -> torch.Tensor:
+def _heads(states: torch.Tensor, _: torch.Tensor, width: int) -> torch.Tensor:
     return states.unflatten(-1, (-1, width)).norm(dim=-1).mean(0).square()
 
 
-def _second_moments(states: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-    unit = torch.nn.functional.normalize(states, dim=-1)
+def _moments(states: torch.Tensor, _: torch.Tensor, centred: bool) -> torch.Tensor:
+    unit = F.normalize(states - states.mean(-1, keepdim=True) if centred else states, dim=-1)
     return unit.T @ unit
 
 
@@ -128,14 +135,12 @@ def _spread(numbers: torch.Tensor, width: int) -> torch.Tensor:
 def _directions(moments: torch.Tensor, count: int, centred: bool) -> torch.Tensor:
     """[hidden, count], float64, orthonormal: those of the largest second moments [hidden, hidden].
 
-    centred: of states less their mean over channels, for a LayerNorm, which takes it away; (1, 1, ...) becomes the same
-    in fewer channels.
+    centred: of states whose mean over channels a LayerNorm takes away. Then (1, 1, ...), along which they are nothing,
+    is one of the directions, and becomes (1, 1, ...) in fewer channels.
     """
     if not centred:
         return torch.linalg.eigh(moments).eigenvectors[:, -count:].flip(-1)
-    mean = torch.full_like(moments, 1 / len(moments))
-    free = torch.eye(len(moments), dtype=moments.dtype) - mean
-    found = torch.linalg.eigh(free @ moments @ free + moments.trace() * mean).eigenvectors[:, -count:].flip(-1)
+    found = torch.linalg.eigh(moments + moments.trace() / len(moments)).eigenvectors[:, -count:].flip(-1)
     basis = torch.eye(count, dtype=moments.dtype)
     basis[:, 0] = 1
     return found @ torch.linalg.qr(basis).Q.T
@@ -144,7 +149,7 @@ def _directions(moments: torch.Tensor, count: int, centred: bool) -> torch.Tenso
 def _lengths(model: Any, layout: Layout, norms: list[str], stream: torch.Tensor, probe: Probe) -> dict[str, float]:
     def see(path: str) -> See:
         module = model.get_submodule(path)
-        epsilon = getattr(module, "variance_epsilon", None) or module.eps
+        epsilon = getattr(module, "variance_epsilon", None) or getattr(module, "eps", 0.0)
 
         def length(states: torch.Tensor) -> torch.Tensor:
             states = states - states.mean(-1, keepdim=True) if layout.layer_norm else states
@@ -153,4 +158,5 @@ def _lengths(model: Any, layout: Layout, norms: list[str], stream: torch.Tensor,
         return lambda states, _: (length(cut(states, -1, stream)) / length(states)).mean()
 
     sequences = int(probe[1].any(1).sum())
-    return {path: float(total) / sequences for path, total in _sums(model, {p: see(p) for p in norms}, probe).items()}
+    totals = _sums(model, {path: (path, see(path)) for path in norms}, probe)
+    return {path: float(total) / sequences for path, total in totals.items()}
