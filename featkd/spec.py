@@ -116,22 +116,27 @@ class Student(Section):
     hidden_size: int | None = Field(None, ge=8, description="Width of the residual stream.")
     heads: int | None = Field(None, ge=1, description="Attention heads.")
     intermediate_size: int | None = Field(None, ge=8, description="Width of the MLP.")
-    init: Literal["random", "copy"] = Field(
-        "random", description="random, or copy: evenly spaced teacher layers (same width only)."
+    init: Literal["random", "copy", "slice", "pca"] = Field(
+        "random",
+        description="The first weights. random; copy: evenly spaced teacher layers, as wide as they are; slice: of "
+        "such layers the most important channels, heads and MLP neurons; pca: as slice, but of the residual stream its "
+        "principal directions, with embeddings and head of their own even where the teacher's are tied.",
     )
 
     @model_validator(mode="after")
     def _one_source(self) -> "Student":
         if (self.model is None) == (self.layers is None):
             raise ValueError("give exactly one of layers (a shape) and model (a folder to start from)")
-        if self.model and (self.hidden_size or self.heads or self.intermediate_size or self.init == "copy"):
+        if self.model and (self.hidden_size or self.heads or self.intermediate_size or self.init != "random"):
             raise ValueError("model: it has its own shape and weights: give name and model alone")
         return self
 
     @model_validator(mode="after")
-    def _copy_needs_same_width(self) -> "Student":
+    def _init_fits_the_width(self) -> "Student":
         if self.init == "copy" and (self.hidden_size or self.heads or self.intermediate_size):
-            raise ValueError("init: copy keeps the teacher's width: give layers alone, or write init: random")
+            raise ValueError("init: copy keeps the teacher's width: give layers alone, or write init: slice")
+        if self.init == "pca" and not self.hidden_size:
+            raise ValueError("init: pca turns the residual stream to narrow it: give hidden_size, or write init: slice")
         return self
 
     @property
@@ -196,9 +201,10 @@ class Spec(Section):
         }.items():
             if len(set(values)) != len(values):
                 raise ValueError(f"{field}: has a value twice; write each once")
-        if len(self.seeds) > 1 and any(size.init == "copy" or size.model for size in self.students):
+        if len(self.seeds) > 1 and any(size.init != "random" or size.model for size in self.students):
             raise ValueError(
-                "seeds: init: copy and a given model start from the same weights with every seed; write one seed"
+                "seeds: init: copy, slice and pca and a given model start from the same weights with every seed; "
+                "write one seed"
             )
         if self.teacher.train:
             self.check_latency_fits(self.block_size)

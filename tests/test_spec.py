@@ -39,6 +39,10 @@ def tree(**changes):
             {"students": [{"name": "s", "layers": 2, "hidden_size": 8, "init": "copy"}]},
             "copy keeps the teacher's width",
         ),
+        (
+            {"students": [{"name": "s", "layers": 2, "init": "pca"}]},
+            "give hidden_size, or write init: slice",
+        ),
         ({"students": [{"name": "s"}]}, "students.0: give exactly one of layers (a shape) and model"),
         ({"students": [{"name": "s", "layers": 1, "model": "m"}]}, "students.0: give exactly one of layers (a shape)"),
         ({"students": [{"name": "s", "model": "m", "heads": 2}]}, "model: it has its own shape and weights"),
@@ -46,6 +50,7 @@ def tree(**changes):
         ({"gates": [{"metric": "quality.mmlu.retained", "at_least": 1}]}, "names a task that quality.tasks does not"),
         ({"gates": [{"metric": "speed", "at_least": 1}]}, "gates.0.metric"),
         ({"seeds": [0, 1], "students": [{"name": "s", "layers": 2, "init": "copy"}]}, "the same weights with every"),
+        ({"seeds": [0, 1], "students": [{"name": "s", "layers": 2, "init": "slice"}]}, "the same weights with every"),
         ({"cost": {"utilisation": 1.5}}, "utilisation: 1.5 must be above 0 and at most 1"),
         ({"cost": {"usd_per_hour": float("nan")}}, "cost.usd_per_hour"),
         ({"quality": {"tasks": ["heldout_routing"]}}, "heldout_routing needs data.label_field"),

@@ -5,6 +5,7 @@ a group of students on one teacher pass. Folders are written under "out", one pe
 written to and looked for in the folder "checkpoints"; "identity" is the digest of what the job's weights depend on.
 """
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ import numpy as np
 from featkd import spec
 from featkd.child import serve
 from featkd.distill import engine
+from featkd.distill.alignment import PROBE_TOKENS
+from featkd.distill.batches import probe
 from featkd.distill.checkpoint import Checkpoints
 from featkd.distill.learner import Learner
-from featkd.distill.runtime import runtime
+from featkd.distill.runtime import Runtime, runtime
 from featkd.models import given
 from featkd.models import student as students
 from featkd.models.llama import llama_config
@@ -35,7 +38,7 @@ def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     run = runtime(compute)
     tokenizer = AutoTokenizer.from_pretrained(job["tokenizer"])
     train_blocks, valid_blocks = (np.load(Path(job["tokens"]) / f"{part}.npy") for part in ("train", "valid"))
-    teacher, learners = _from_nothing(job, tokenizer) if job["mode"] == "teacher" else _students(job)
+    teacher, learners = _from_nothing(job, tokenizer) if job["mode"] == "teacher" else _students(job, train_blocks)
     checkpoints = failed = None
     if job.get("checkpoints"):
         folder = Path(job["checkpoints"])
@@ -65,12 +68,16 @@ def _from_nothing(job: dict[str, Any], tokenizer: Any) -> tuple[None, list[Learn
     return None, [Learner("teacher", model, job["seed"], None, Optimisation.model_validate(job["training"]))]
 
 
-def _students(job: dict[str, Any]) -> tuple[Any, list[Learner]]:
+def _students(job: dict[str, Any], blocks: np.ndarray) -> tuple[Any, list[Learner]]:
     teacher, training = given.load(job["teacher"]), Optimisation.model_validate(job["training"])
-    learners = []
+    text = probe(blocks, PROBE_TOKENS, Runtime("cpu", bf16=False))
+    learners, built = [], {}
     for wanted in job["students"]:
         size, recipe = spec.Student.model_validate(wanted["size"]), wanted["recipe"]
-        model, copied = students.build(size, teacher, wanted["seed"])
+        start = (size.name, wanted["seed"])
+        if start not in built:
+            built[start] = students.build(size, teacher, wanted["seed"], text)
+        model, copied = copy.deepcopy(built[start])
         recipe = Distillation.model_validate(recipe) if recipe is not None else None
         learners.append(Learner(wanted["name"], model, wanted["seed"], recipe, training, size.name, copied))
     return teacher, learners

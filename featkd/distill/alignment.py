@@ -12,6 +12,7 @@ from featkd.align.features import Weights, dynamic_weight, feature_loss, feature
 from featkd.align.layers import Pairs, layer_pairs, most_similar, similarities
 from featkd.align.projectors import check_projector, principal_directions, projector
 from featkd.align.relations import QKV, cka_loss, gram_loss, relation_loss
+from featkd.models.probe import Probe
 from featkd.teaching import Distillation
 
 GUARD_FROM = 0.25
@@ -21,7 +22,6 @@ PROBE_TOKENS = 8192
 CKA_TOKENS = 1024
 
 States = list[torch.Tensor]
-Probe = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]
 
 
 @dataclass
@@ -123,13 +123,15 @@ def _standard_error(values: np.ndarray) -> float:
 
 
 def align(student: Any, teacher: Any, wanted: Distillation, seed: int, probe: Probe) -> Alignment:
-    """Choose the layers and make the projectors. probe: ids, positions and valid [blocks, block] of the training text,
-    for what is fitted. Raises InputError where layers, widths or projector do not fit."""
+    """Choose the layers and make the projectors. probe: for what is fitted.
+
+    Raises InputError where layers, widths or projector do not fit.
+    """
     small, large = student.config, teacher.config
     pairs = layer_pairs(wanted.layer_pairs, small.num_hidden_layers, large.num_hidden_layers)
     similarity = None
     if wanted.layer_pairs == "auto":
-        found = similarities(_states(student, *probe, CKA_TOKENS), _states(teacher, *probe, CKA_TOKENS))
+        found = similarities(_states(student, probe, CKA_TOKENS), _states(teacher, probe, CKA_TOKENS))
         pairs = most_similar(pairs, found)
         similarity = [float(found[s, t]) for s, t in pairs]
     widths = (small.hidden_size, large.hidden_size)
@@ -138,7 +140,7 @@ def align(student: Any, teacher: Any, wanted: Distillation, seed: int, probe: Pr
         projector(kind, *widths, wanted.projector_rank, seed * 1000 + number) for number in range(len(pairs))
     )
     if kind == "pca":
-        states = _states(teacher, *probe, PROBE_TOKENS)
+        states = _states(teacher, probe, PROBE_TOKENS)
         for linear, (_, layer) in zip(made, pairs, strict=True):
             linear.weight.data.copy_(principal_directions(states[layer], widths[0]))
     if wanted.relation_weight:
@@ -147,17 +149,15 @@ def align(student: Any, teacher: Any, wanted: Distillation, seed: int, probe: Pr
 
 
 @torch.no_grad()
-def _states(model: Any, ids: torch.Tensor, positions: torch.Tensor | None, valid: torch.Tensor, tokens: int) -> States:
+def _states(model: Any, probe: Probe, tokens: int) -> States:
     """All hidden states at up to so many valid tokens, each [tokens, hidden]."""
     training = model.training
     model.eval()
     kept, count = [], 0
-    options = {"use_cache": False, "output_hidden_states": True}
-    for row in range(len(ids)):
-        its = {} if positions is None else {"position_ids": positions[row : row + 1]}
-        found = model.base_model(input_ids=ids[row : row + 1], **its, **options).hidden_states
-        kept.append([state[0][valid[row]] for state in found])
-        count += int(valid[row].sum())
+    for options, valid in probe.blocks():
+        found = model.base_model(**options, output_hidden_states=True).hidden_states
+        kept.append([state[0][valid] for state in found])
+        count += int(valid.sum())
         if count >= tokens:
             break
     model.train(training)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from featkd.align.head import token_losses
 from featkd.distill.forward import Forward
 from featkd.distill.runtime import Runtime
+from featkd.models.probe import Probe
 
 IGNORED = -100
 DATA_SEED = 0
@@ -67,6 +68,12 @@ def on_device(blocks: np.ndarray, run: Runtime) -> tuple[torch.Tensor, torch.Ten
 def begins_anew(blocks: np.ndarray) -> bool:
     """Whether a document begins inside one of the blocks int32 [3, blocks, block], and does not see what is before."""
     return bool((blocks[2][:, 1:] == 0).any())
+
+
+def probe(blocks: np.ndarray, tokens: int, run: Runtime) -> Probe:
+    """The first blocks, as many as make `tokens` with padding."""
+    ids, labels, positions = on_device(blocks[:, : -(-tokens // blocks.shape[2])], run)
+    return Probe(ids, positions, labels != IGNORED)
 
 
 def learned(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

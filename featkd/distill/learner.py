@@ -11,7 +11,7 @@ import torch
 from featkd.align.head import Objective, fused_loss
 from featkd.align.relations import QKV
 from featkd.distill.alignment import PROBE_TOKENS, Alignment, align
-from featkd.distill.batches import IGNORED, MicroBatch, on_device
+from featkd.distill.batches import MicroBatch, probe
 from featkd.distill.forward import Forward
 from featkd.distill.runtime import Runtime
 from featkd.distill.signal import Signal
@@ -55,8 +55,8 @@ class Learner:
         self.model.to(run.device).train()
         self.forward = Forward(self.model, teacher.config.vocab_size if teacher is not None else None)
         if self.aligned:
-            ids, labels, positions = on_device(blocks[:, : -(-PROBE_TOKENS // blocks.shape[2])], run)
-            self.alignment = align(self.model, teacher, self.recipe, self.seed, (ids, positions, labels != IGNORED))
+            its = probe(blocks, PROBE_TOKENS, run)
+            self.alignment = align(self.model, teacher, self.recipe, self.seed, its)
             self.alignment.projectors.to(run.device)
         parameters = [parameter for _, parameter in self._parameters()]
         self.optimiser = torch.optim.AdamW(

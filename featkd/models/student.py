@@ -1,5 +1,5 @@
-"""Build a student: of the teacher's family, with fewer layers or a narrower stream, random or copied weights; or a
-model that the user has."""
+"""Build a student: of the teacher's family, with fewer layers or a narrower stream, random weights or the teacher's; or
+a model that the user has."""
 
 import copy
 import re
@@ -9,7 +9,8 @@ import torch
 
 from featkd import spec
 from featkd.errors import InputError
-from featkd.models import given
+from featkd.models import given, width
+from featkd.models.probe import Probe
 
 NOT_PER_LAYER = ("architectures", "eos_token_id")  # lists whose length may be the number of layers by chance
 
@@ -24,6 +25,9 @@ def student_config(size: spec.Student, teacher_config: Any) -> Any:
     origins = _origins(size, teacher_config.num_hidden_layers)
     for name, values in _per_layer(teacher_config).items():
         setattr(config, name, [values[layer] for layer in origins])
+    if size.init in width.KINDS:
+        width.narrow(size, config)
+        return config
     if size.hidden_size:
         config.hidden_size = size.hidden_size
     if size.intermediate_size:
@@ -68,10 +72,10 @@ def _origins(size: spec.Student, teacher_layers: int) -> list[int]:
     return [round(layer * (teacher_layers - 1) / max(1, size.layers - 1)) for layer in range(size.layers)]
 
 
-def build(size: spec.Student, teacher: Any, seed: int) -> tuple[Any, float]:
-    """(student, share of its weights copied from the teacher). The same seed gives the same weights.
+def build(size: spec.Student, teacher: Any, seed: int, probe: Probe | None = None) -> tuple[Any, float]:
+    """(student, share of its weights that stem from the teacher). The same seed and probe give the same weights.
 
-    `size.model`, if given, is a local folder by now.
+    `size.model`, if given, is a local folder by now. probe: on which it is found what to keep of the teacher's width.
     """
     from transformers import AutoModelForCausalLM
 
@@ -83,7 +87,11 @@ def build(size: spec.Student, teacher: Any, seed: int) -> tuple[Any, float]:
         student = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     if size.init == "random":
         return student, 0.0
-    _copy_layers(student, teacher, _origins(size, teacher.config.num_hidden_layers))
+    origins = _origins(size, teacher.config.num_hidden_layers)
+    if size.init == "copy":
+        _copy_layers(student, teacher, origins)
+    else:
+        width.fill(student, teacher, size.init, origins, probe)
     return student, 1.0
 
 

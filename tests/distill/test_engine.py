@@ -241,7 +241,7 @@ def test_the_child_writes_plain_checkpoints_twice_the_same(folder, tmp_path):
                     "name": "feature-kd-s-0",
                     "recipe": {},
                     "seed": 0,
-                    "size": {"name": "s", "layers": 1, "hidden_size": 16, "heads": 2, "intermediate_size": 32},
+                    "size": {**SMALL.model_dump(), "init": "pca"},
                 }
             ],
             "training": TRAINING.model_dump(mode="json"),
@@ -254,6 +254,7 @@ def test_the_child_writes_plain_checkpoints_twice_the_same(folder, tmp_path):
         digests.append(meta["weights_sha256"])
         assert events[-1]["step"] == events[-1]["steps"] == meta["steps"] == 8
         assert len(meta["curve"]) == 8
+        assert meta["copied_share"] == 1.0
     assert digests[0] == digests[1]
     from safetensors import safe_open
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -48,6 +48,10 @@ def check(tmp_path, teacher, **changes):
             "students.h: 5 heads do not divide hidden_size 32 into even parts",
         ),
         ({"students": [{"name": "h", "layers": 1, "hidden_size": 12}]}, "students.h: 4 heads do not divide"),
+        (
+            {"students": [{"name": "h", "layers": 1, "hidden_size": 64, "init": "pca"}]},
+            "students.h.hidden_size: 64 is above the teacher's 32",
+        ),
         ({"distillation": {"layer_pairs": [[1, 3]]}}, r"distillation.layer_pairs: \(1, 3\) is out of range"),
         (
             {"distillation": {"layer_pairs": "last-2"}},
