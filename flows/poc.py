@@ -14,7 +14,7 @@ from prefect import flow
 
 from featkd import environment
 from featkd.child import Event
-from featkd.decide import assemble, roi, verdict
+from featkd.decide import assemble, roi, sizes, verdict
 from featkd.decide.assemble import Evidence
 from featkd.errors import InputError, RunError
 from featkd.models import given
@@ -22,10 +22,13 @@ from featkd.result import Adequacy, DataSummary, Result
 from featkd.spec import Spec
 from featkd.store import Artefact
 from flows import preflight
+from reports.sizes import sentence
+from reports.text import load
 from tasks import data, deploy, measure, publish, tracking, train
 from tasks.context import Context
 from tasks.data import folder_digest
 from tasks.live import Live
+from tasks.stages import say
 from tasks.train import Model
 
 
@@ -169,6 +172,7 @@ class Poc:
             recommendation=recommendation,
             candidates=candidates,
             comparisons=assemble.comparisons(evidence),
+            sizes=sizes.sizes(candidates, self.spec.gates, assemble.paired(evidence)),
             assumptions=roi.assumptions(self.spec.cost),
             stages=self.context.log.stages,
             evidence={name: artefact.key for name, artefact in self.kept.items()},
@@ -201,6 +205,8 @@ def poc(spec: Spec, root: Path) -> dict[str, Any]:
         publish.link_candidates(run_dir, getattr(work, "models", {}), work.onnx)
         publish.link_evidence(run_dir, work.kept)
         tracked = tracking.log(context, result, run_dir, live.end())
+    if how_small := sentence(result, load("en")):
+        say(how_small)
     return summary(result, run_dir, tracked)
 
 
@@ -219,6 +225,7 @@ def summary(result: Result, run_dir: Path, tracked: dict[str, Any]) -> dict[str,
             name: found.verdict.verdict for name, found in result.candidates.items() if found.arm != "teacher"
         },
         "recommendation": result.recommendation.model_dump(mode="json"),
+        "smallest": result.sizes and result.sizes.smallest,
         "adequate": result.adequacy.adequate,
         "mlflow": tracked,
     }
