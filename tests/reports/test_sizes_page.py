@@ -69,3 +69,25 @@ def test_that_none_passes_or_is_settled_is_said_plainly(no_charts):
     assert unsettled.startswith("No student is shown to pass every gate. For ")
     without = sizes.sentence(make_results.sweep(5, []), EN)
     assert without == "Which size is small enough cannot be said: no gates are set."
+
+
+def test_what_feature_alignment_costs_is_told_as_one_measurement_and_no_finding():
+    result = make_results.full()
+    said = sizes.feature_cost(result, EN)
+    assert "takes 1.06 times as long" in said and "measured once, so this is no finding" in said
+    assert "1.03 times the memory" in said
+    assert "1.06 倍" in sizes.feature_cost(result, JA) and "結論の根拠にはなりません" in sizes.feature_cost(result, JA)
+    assert sizes.feature_cost(make_results.single_student(), EN) is None
+    assert sizes.feature_cost(make_results.inadequate(), EN) is None
+
+
+def test_own_time_and_the_share_of_the_teacher_are_told_apart(no_charts):
+    page = html.fromstring(render(make_results.full(), "en"))
+    table = page.xpath(f"//h2[.='{EN('cost.title')}']/following-sibling::div//table")[0]
+    heads = [cell.text for cell in table.xpath(".//th")]
+    rows = {row[0].text: [cell.text_content() for cell in row] for row in table.xpath(".//tbody/tr")}
+    assert heads[1:4] == ["Own time", "Share of the teacher's pass", "Training memory, MB"]
+    assert rows["feature-kd"][1:4] == ["63.6 s", "18.9 s", "188.0"]
+    assert rows["sft"][1:4] == ["57.1 s", "0 s", "182.6"]
+    assert rows["teacher"][1:4] == ["231 s", "—", "—"]
+    assert len({len(row) for row in rows.values()}) == 1 == len({len(heads), len(rows["sft"])})
