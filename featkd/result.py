@@ -196,6 +196,50 @@ class Comparison(Part):
     estimate: Interval
 
 
+class SizePoint(Part):
+    """One student on one task, by its size."""
+
+    candidate: str
+    parameters: int
+    file_bytes: int | None = Field(None, description="The ONNX files, where memory was measured.")
+    quality: Interval
+    optimal: bool = Field(
+        description="Pareto-optimal by the estimates: no student of at most its size is better, no smaller one as good."
+    )
+    lead: Comparison | None = Field(
+        None, description="Paired, to the best other student of at most its size; None where there is no other."
+    )
+    standing: Literal["on", "off", "open"] = Field(
+        description="On or off the frontier where the whole interval of its lead says so, else open."
+    )
+
+
+class SizeCurve(Part):
+    """Size against quality on one task, the smallest student first."""
+
+    task: str
+    measure: Literal["retained", "ratio", "estimate"] = Field(
+        description="What of a score is meant: as the gate has it."
+    )
+    higher_is_better: bool
+    at_least: float | None = Field(None, description="The gate on this measure.")
+    at_most: float | None = None
+    points: list[SizePoint]
+
+
+class Sizes(Part):
+    """How small a student may be: the frontier of size against quality, and the smallest that passes."""
+
+    sizes: int = Field(description="How many were tried.")
+    smallest: str | None = Field(None, description="The smallest go; of several of one size the one of best quality.")
+    undecided: list[str] = Field(
+        default_factory=list,
+        description="Smaller ones that are inconclusive, the smallest first; all of them where none is a go.",
+    )
+    why: str | None = Field(None, description="Code of what forbids every go, as in a decision.")
+    curves: list[SizeCurve] = Field(default_factory=list)
+
+
 class AdequacyCheck(Part):
     task: str
     against: Literal["chance", "sft"]
@@ -261,6 +305,7 @@ class Result(Part):
     recommendation: Recommendation
     candidates: dict[str, Candidate]
     comparisons: list[Comparison] = Field(default_factory=list)
+    sizes: Sizes | None = Field(None, description="With two sizes or more.")
     assumptions: list[AssumptionRow] = Field(default_factory=list)
     stages: list[Stage] = Field(default_factory=list)
     evidence: dict[str, str] = Field(default_factory=dict, description="Name to artefact digest.")

@@ -4,6 +4,7 @@ run(spec, root)      # from Python; `featkd run SPEC` on the command line
 """
 
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import numpy as np
 from prefect import flow
 
 from featkd import environment
-from featkd.decide import assemble, roi, verdict
+from featkd.child import Event
+from featkd.decide import assemble, roi, sizes, verdict
 from featkd.decide.assemble import Evidence
 from featkd.errors import InputError, RunError
 from featkd.models import given
@@ -20,17 +22,22 @@ from featkd.result import Adequacy, DataSummary, Result
 from featkd.spec import Spec
 from featkd.store import Artefact
 from flows import preflight
+from reports.sizes import sentence
+from reports.text import load
 from tasks import data, deploy, measure, publish, tracking, train
 from tasks.context import Context
 from tasks.data import folder_digest
+from tasks.live import Live
+from tasks.stages import say
 from tasks.train import Model
 
 
 class Poc:
     """One run: what has been made so far, and what is known of each candidate."""
 
-    def __init__(self, context: Context):
-        self.context, self.spec = context, context.spec
+    def __init__(self, context: Context, on_event: Callable[[Event], None] = lambda event: None):
+        """`on_event`: called with the events of every training."""
+        self.context, self.spec, self.on_event = context, context.spec, on_event
         self.evidence: dict[str, Evidence] = {"teacher": Evidence("teacher", "teacher")}
         for name in self.spec.candidates():
             self.evidence[name.name] = Evidence(name.name, name.arm, name.size, name.precision, self.spec.seeds[0])
@@ -43,7 +50,7 @@ class Poc:
         if self.spec.teacher.train:
             tokenizer = data.tokenizer(self.context, self.corpus)
             self._tokenise(str(tokenizer.path), tokenizer.key)
-            self.teacher = train.trained_teacher(self.context, self.blocks, tokenizer)
+            self.teacher = train.trained_teacher(self.context, self.blocks, tokenizer, self.on_event)
         else:
             folder = given.locate(self.spec.teacher.model)
             digest = folder_digest(folder)
@@ -108,7 +115,7 @@ class Poc:
 
     def students(self) -> None:
         """Distil, then export and evaluate each student, the controls first; stop if the teacher is inadequate."""
-        self.models = train.distil(self.context, self.teacher, self.blocks)
+        self.models = train.distil(self.context, self.teacher, self.blocks, self.on_event)
         for name in sorted(self.evidence, key=lambda name: self.evidence[name].arm != "sft"):
             found = self.evidence[name]
             if found.arm == "teacher":
@@ -165,6 +172,7 @@ class Poc:
             recommendation=recommendation,
             candidates=candidates,
             comparisons=assemble.comparisons(evidence),
+            sizes=sizes.sizes(candidates, self.spec.gates, assemble.paired(evidence)),
             assumptions=roi.assumptions(self.spec.cost),
             stages=self.context.log.stages,
             evidence={name: artefact.key for name, artefact in self.kept.items()},
@@ -182,20 +190,23 @@ def poc(spec: Spec, root: Path) -> dict[str, Any]:
     """One spec in; a run folder with result and report out. Returns what `featkd run` prints."""
     context = Context(spec, Path(root).resolve())
     context.sweep()
-    work = Poc(context)
-    work.prepare()
-    work.measure_quality("teacher", {None: work.teacher})
-    if work.adequacy().action != "stopped":
-        work.students()
-    if work.adequacy().action != "stopped":
-        work.speed()
     run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
     run_dir = context.home / "runs" / run_id
-    result = work.result(run_id)
-    publish.report(context, result, run_dir)
-    publish.link_candidates(run_dir, getattr(work, "models", {}), work.onnx)
-    publish.link_evidence(run_dir, work.kept)
-    tracked = tracking.log(context, result, run_dir)
+    with Live(context, run_id) as live:
+        work = Poc(context, live)
+        work.prepare()
+        work.measure_quality("teacher", {None: work.teacher})
+        if work.adequacy().action != "stopped":
+            work.students()
+        if work.adequacy().action != "stopped":
+            work.speed()
+        result = work.result(run_id)
+        publish.report(context, result, run_dir)
+        publish.link_candidates(run_dir, getattr(work, "models", {}), work.onnx)
+        publish.link_evidence(run_dir, work.kept)
+        tracked = tracking.log(context, result, run_dir, live.end())
+    if how_small := sentence(result, load("en")):
+        say(how_small)
     return summary(result, run_dir, tracked)
 
 
@@ -214,6 +225,7 @@ def summary(result: Result, run_dir: Path, tracked: dict[str, Any]) -> dict[str,
             name: found.verdict.verdict for name, found in result.candidates.items() if found.arm != "teacher"
         },
         "recommendation": result.recommendation.model_dump(mode="json"),
+        "smallest": result.sizes and result.sizes.smallest,
         "adequate": result.adequacy.adequate,
         "mlflow": tracked,
     }

@@ -7,6 +7,7 @@ from featkd.result import Result
 from reports import numbers
 from reports.chart_parts import Chart, arm_label, bounds, by_size, finish, once_per_training, shown
 from reports.charts_serving import cash_flow, latency, memory
+from reports.charts_sizes import sizes
 from reports.svg import (
     BAND,
     INK,
@@ -31,7 +32,8 @@ from reports.view import is_share, students, task_names, teacher_of
 
 def draw_all(result: Result, t: Text) -> list[Chart]:
     with matplotlib.rc_context(RC):
-        return [draw(result, t) for draw in (quality, trade_off, latency, memory, cash_flow, training)]
+        drawn = [quality, sizes] if result.sizes else [quality]
+        return [draw(result, t) for draw in (*drawn, trade_off, latency, memory, cash_flow, training)]
 
 
 def quality(result: Result, t: Text) -> Chart:

@@ -102,6 +102,14 @@ def size(value: float) -> str:
     return fixed(value, 1) if value >= 1 else significant(value, 2)
 
 
+def short(value: float) -> str:
+    """A large count in two digits: 1.9M."""
+    for unit, sign in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return significant(value / unit, 2) + sign
+    return exact(value)
+
+
 def exact(value: float) -> str:
     """A given figure (an assumption, a bound, a count) as it was given."""
     return f"{value:,.10g}".replace("-", "\N{MINUS SIGN}")

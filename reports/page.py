@@ -11,7 +11,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from featkd.result import Result
-from reports import alignment, charts, findings, limits, numbers, text, view
+from reports import alignment, charts, findings, limits, numbers, sizes, text, view
 
 TEMPLATES = Path(__file__).parent / "templates"
 MATRIX_COLUMNS = 5  # with more candidates the table turns: one row per candidate, one table per group
@@ -36,6 +36,9 @@ def render(result: Result, language: Literal["en", "ja"]) -> str:
         t=t,
         title=result.title or result.name,
         sentence=findings.verdict_sentence(result, t),
+        size_sentence=sizes.sentence(result, t),
+        feature_cost=sizes.feature_cost(result, t),
+        own_seconds=sizes.own_seconds,
         key_figures=findings.key_figures(result, t),
         adequacy_lines=findings.adequacy_lines(result, t),
         comparison=view.comparison(result, t),
@@ -67,6 +70,8 @@ def summary_markdown(result: Result, language: Literal["en", "ja"]) -> str:
     columns = [row for row in table.rows if row.label in chosen]
     head = [t("summary.candidate"), t("summary.verdict"), *(_column(row) for row in columns)]
     lines = ["**" + _plain(findings.verdict_sentence(result, t)) + "**", ""]
+    if how_small := sizes.sentence(result, t):
+        lines += [_plain(how_small), ""]
     if not result.adequacy.adequate:
         lines = [
             f"> {_plain(t('adequacy.title'))} {_plain(t.code('adequacy_action', result.adequacy.action))}",

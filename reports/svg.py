@@ -8,7 +8,7 @@ import io
 import re
 import unicodedata
 import warnings
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import matplotlib
 from markupsafe import Markup, escape
@@ -25,6 +25,7 @@ from reports import numbers
 WIDTH = 390.0
 FONT = 11.0
 ROW = 17.0
+PATH_WIDTH, PATH_ALPHA = 6.0, 0.3
 # Placeholders that matplotlib writes and `to_svg` turns into CSS variables of the page.
 INK, MUTED, GRID, BAND = "#010101", "#020202", "#030303", "#040404"
 SERIES = [f"#05050{index}" for index in range(1, 8)]
@@ -64,7 +65,7 @@ class Style(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One line of a legend; `kind` is line, marker, ring, band, bar (filled) or box (outlined)."""
+    """One line of a legend; `kind` is line, path (broad, pale), marker, ring, band, bar (filled), box (outlined)."""
 
     label: str
     style: Style
@@ -151,11 +152,13 @@ def _draw_legend_line(figure: Figure, line: list[tuple[float, Entry]], y: float,
                     [x / WIDTH, (x + 12) / WIDTH, (x + 24) / WIDTH],
                     [(y + 3.5) / height] * 3,
                     color=style.colour,
-                    linestyle=style.dash if kind == "line" else "none",
+                    linestyle=style.dash if kind in ("line", "path") else "none",
                     marker=style.marker or None,
                     markevery=[1],
                     markersize=8 if kind == "ring" else 5.5,
-                    linewidth=1.6,
+                    linewidth=PATH_WIDTH if kind == "path" else 1.6,
+                    alpha=PATH_ALPHA if kind == "path" else None,
+                    solid_capstyle="butt",
                     mew=1.4 if kind == "ring" else None,
                     fillstyle="none" if kind == "ring" else None,
                     transform=figure.transFigure,
@@ -198,11 +201,12 @@ def error_lengths(interval: Interval, scale: float) -> list[list[float]] | None:
     return [[max(below, 0) * scale], [max(above, 0) * scale]]
 
 
-def log_axis(axes: Axes) -> None:
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(short_number))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+def log_axis(axes: Axes, which: Literal["x", "y"] = "x") -> None:
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axes.set(**{f"{which}scale": "log"})
+    axis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(short_number))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def short_number(value: float, _: object = None) -> str:

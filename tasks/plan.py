@@ -48,8 +48,14 @@ def wanted(context: Context, teacher_digest: str, tokens: str) -> list[Wanted]:
                 }
                 student = {"arm": arm, "size": {**size.model_dump(mode="json"), "model": folder}, "seed": seed}
                 key = artefact_key(inputs, ROOMS, PACKAGES)
-                students.append({**student, "name": f"{arm}-{size.name}-{seed}", "recipe": learned, "key": key})
+                name = student_name(arm, size.name, seed)
+                students.append({**student, "name": name, "recipe": learned, "key": key})
     return students
+
+
+def student_name(arm: str, size: str, seed: int) -> str:
+    """What the training child calls a student."""
+    return f"{arm}-{size}-{seed}"
 
 
 def side_by_side(context: Context, teacher: Path, missing: dict[str, Wanted]) -> list[list[Wanted]]:

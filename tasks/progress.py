@@ -77,7 +77,7 @@ class Progress:
 
     def _line(self, event: dict[str, Any], now: float) -> str:
         step, steps = event["step"], event["steps"]
-        parts = [f"{self.name:<24} {step:>6}/{steps} {100 * step / max(steps, 1):4.0f} %"]
+        parts = [f"{self.name:<12} {step:>6}/{steps} {100 * step / max(steps, 1):4.0f} %"]
         if event.get("loss") is not None:
             parts.append(f"loss {event['loss']:.3f}")
         if event.get("tokens_per_s"):

@@ -1,12 +1,12 @@
 """MLflow: one parent run per PoC, one child per candidate with the same metric keys. The only place that imports it.
 
+A run is opened when the PoC starts (tasks/live.py), its curves grow while it trains, and it is completed at the end.
 Every call names its run: MLflow's ambient active run belongs to a thread, and a stray MLFLOW_RUN_ID would move it.
 """
 
 import contextlib
 import json
 import logging
-import math
 import os
 import signal
 import socket
@@ -14,36 +14,53 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from featkd.errors import InputError, RunError
-from featkd.result import Candidate, Interval, Result
+from featkd.result import Candidate, Result
 from reports.page import summary_markdown
 from tasks.context import Context
 from tasks.stages import stage
+from tasks.tracked import candidate_tags, metrics, params, parent_tags
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 
 import mlflow  # noqa: E402
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param  # noqa: E402
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 
 ATTEMPTS = 4
 STOP_TIMEOUT_S = 10
 DIGEST_LENGTH = 32  # MLflow's column holds 36
 VALUE_LENGTH = 500
-NOT_PARAMETERS = ("gates", "students")
+TAG_LENGTH = 8000
+CURVE = "training/validation_loss"
+
+
+@dataclass(eq=False)
+class Opened:
+    """A run under way: ids of the parent and, by candidate, of the children; the points that their curves have."""
+
+    store: mlflow.MlflowClient
+    experiment: str
+    run_id: str
+    parent: str
+    lock: FileLock
+    children: dict[str, str] = field(default_factory=dict)
+    points: set[tuple[str, int]] = field(default_factory=set)
 
 
 @stage("mlflow")
-def log(context: Context, result: Result, run_dir: Path) -> dict[str, Any]:
-    """Track a finished run; returns {tracking_uri, experiment_id, run_id}."""
+def log(context: Context, result: Result, run_dir: Path, opened: Opened | None = None) -> dict[str, Any]:
+    """Track a finished run; returns {tracking_uri, experiment_id, run_id}. `opened`: where that has begun."""
     with context.log.timed("mlflow") as entry:
-        tracked = log_poc(result, run_dir, summary_markdown(result, context.spec.report.languages[0]), context.home)
+        summary = summary_markdown(result, context.spec.report.languages[0])
+        tracked = log_poc(result, run_dir, summary, context.home, opened)
         entry["note"] = tracked["tracking_uri"]
     return tracked
 
@@ -60,30 +77,76 @@ def client(home: Path) -> mlflow.MlflowClient:
     home = Path(home).resolve()
     home.mkdir(parents=True, exist_ok=True)
     with FileLock(home / "mlflow.lock"):
+        _make_database(home)
         found = mlflow.MlflowClient(tracking_uri=tracking_uri(home))
         found.search_experiments(max_results=1)
     return found
 
 
-def log_poc(result: Result, run_dir: Path, summary_markdown: str, home: Path) -> dict[str, Any]:
+def _make_database(home: Path) -> None:
+    """Whole or not at all: a process that is killed in MLflow's first migrations must leave nothing half-made."""
+    made, partial = home / "mlflow.db", home / "mlflow.db.partial"
+    if made.exists() or os.environ.get("MLFLOW_TRACKING_URI"):
+        return
+    partial.unlink(missing_ok=True)
+    mlflow.MlflowClient(tracking_uri=f"sqlite:///{partial}").search_experiments(max_results=1)
+    partial.rename(made)
+
+
+def begin(home: Path, run_id: str, spec: dict[str, Any], spec_digest: str) -> Opened:
+    """The run of a PoC that starts now, RUNNING. Those of this folder that were killed become FAILED."""
+    home = Path(home).resolve()
+    store = client(home)
+    experiment = _experiment(store, spec, home)
+    held = home / "mlflow-running"
+    held.mkdir(exist_ok=True)
+    parent = _create(store, experiment, run_id, {"featkd.run_id": run_id, "featkd.spec_digest": spec_digest})
+    lock = FileLock(held / f"{parent}.lock", thread_local=False)
+    with FileLock(home / "mlflow.lock"):
+        for other in held.glob("*.lock"):
+            with contextlib.suppress(Timeout), FileLock(other).acquire(timeout=0):
+                _fail_all(store, other.stem)
+                other.unlink()
+        lock.acquire()
+    # 100 is what one request may carry
+    shown = [Param(key, str(value)[:VALUE_LENGTH]) for key, value in params(spec).items()][:100]
+    _again(store.log_batch, parent, params=shown)
+    return Opened(store, experiment, run_id, parent, lock)
+
+
+def add_point(opened: Opened, name: str, tokens: int, loss: float) -> None:
+    """A point of a candidate's curve."""
+    _again(opened.store.log_metric, _child(opened, name), CURVE, loss, step=tokens)
+    opened.points.add((name, tokens))
+
+
+def abandon(opened: Opened) -> None:
+    """The PoC has failed: so have its runs that are under way."""
+    _fail_all(opened.store, opened.parent)
+    _release(opened)
+
+
+def log_poc(
+    result: Result, run_dir: Path, summary_markdown: str, home: Path, opened: Opened | None = None
+) -> dict[str, Any]:
     """Log the run with its children. `home` is the .featkd folder; `run_dir` holds result.json and report*.html.
 
     Raises RunError when the store does not answer; the run folder is complete without it.
     """
     try:
-        store = client(home)
-        experiment = _experiment(store, result, Path(home).resolve())
-        with _run(store, experiment, result.run_id, _parent_tags(result, summary_markdown)) as parent:
-            _again(store.log_batch, parent, params=_params(result))
+        opened = opened or begin(home, result.run_id, result.spec, result.spec_digest)
+        store, parent = opened.store, opened.parent
+        with _completed(store, parent, parent_tags(result, summary_markdown)):
             _again(store.log_inputs, parent, datasets=[_dataset(result)])
             for name, candidate in result.candidates.items():
-                _log_candidate(store, experiment, parent, name, candidate, result)
+                _log_candidate(opened, name, candidate)
             for path in [run_dir / "result.json", *sorted(run_dir.glob("report*.html"))]:
                 _again(store.log_artifact, parent, str(path))
+        _release(opened)
     except (MlflowException, OSError) as error:
         reason = str(error).partition("\n")[0][:300]
         raise RunError(f"MLflow at {tracking_uri(home)}: {reason}; the run itself is complete: {run_dir}") from error
-    return {"tracking_uri": tracking_uri(home), "experiment_id": experiment, "run_id": parent}
+    return {"tracking_uri": tracking_uri(home), "experiment_id": opened.experiment, "run_id": parent}
 
 
 def _again(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
@@ -98,8 +161,8 @@ def _again(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
             time.sleep(0.3 * 2**attempt)
 
 
-def _experiment(store: mlflow.MlflowClient, result: Result, home: Path) -> str:
-    name = result.spec.get("tracking", {}).get("experiment") or result.name
+def _experiment(store: mlflow.MlflowClient, spec: dict[str, Any], home: Path) -> str:
+    name = spec.get("tracking", {}).get("experiment") or spec["name"]
     # the lock is ours alone; on a server that is shared, another client may still be first
     with FileLock(home / "mlflow.lock"):
         if found := _again(store.get_experiment_by_name, name):
@@ -114,51 +177,44 @@ def _experiment(store: mlflow.MlflowClient, result: Result, home: Path) -> str:
             return _again(store.get_experiment_by_name, name).experiment_id
 
 
-@contextlib.contextmanager
-def _run(store: mlflow.MlflowClient, experiment: str, name: str, tags: dict[str, str]) -> Iterator[str]:
-    """A run's id; the run is FINISHED on leaving, FAILED if that was by an exception."""
+def _create(store: mlflow.MlflowClient, experiment: str, name: str, tags: dict[str, str]) -> str:
     common = {"mlflow.source.name": "featkd", "mlflow.source.type": "LOCAL"}
-    run_id = _again(store.create_run, experiment, run_name=name, tags=common | tags).info.run_id
+    return _again(store.create_run, experiment, run_name=name, tags=common | tags).info.run_id
+
+
+def _child(opened: Opened, name: str) -> str:
+    if name not in opened.children:
+        tags = {"mlflow.parentRunId": opened.parent, "featkd.run_id": opened.run_id, "candidate": name}
+        opened.children[name] = _create(opened.store, opened.experiment, name, tags)
+    return opened.children[name]
+
+
+def _fail_all(store: mlflow.MlflowClient, parent: str) -> None:
+    """As far as the store answers, and what it still has."""
+    with contextlib.suppress(MlflowException, OSError):
+        experiment = store.get_run(parent).info.experiment_id
+        children = store.search_runs([experiment], f"tags.mlflow.parentRunId = '{parent}'")
+        for run in [*(child.info for child in children), store.get_run(parent).info]:
+            if run.status == "RUNNING":
+                store.set_terminated(run.run_id, "FAILED")
+
+
+def _release(opened: Opened) -> None:
+    opened.lock.release()
+    Path(opened.lock.lock_file).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _completed(store: mlflow.MlflowClient, run_id: str, tags: dict[str, str]) -> Iterator[None]:
+    """A run gets its tags; it is FINISHED on leaving, FAILED if that was by an exception."""
     try:
-        yield run_id
+        _again(store.log_batch, run_id, tags=[RunTag(key, value[:TAG_LENGTH]) for key, value in tags.items()])
+        yield
     except BaseException:
         with contextlib.suppress(Exception):
             store.set_terminated(run_id, "FAILED")
         raise
     _again(store.set_terminated, run_id)
-
-
-def _parent_tags(result: Result, description: str) -> dict[str, str]:
-    recommendation = result.recommendation
-    verdicts = {name: found.verdict.verdict for name, found in result.candidates.items() if found.verdict.verdict}
-    return {
-        "mlflow.note.content": description,
-        "featkd.run_id": result.run_id,
-        "featkd.spec_digest": result.spec_digest,
-        "featkd.recommendation": recommendation.code,
-        "featkd.recommended_candidate": recommendation.candidate or "none",
-        "featkd.teacher_adequate": str(result.adequacy.adequate).lower(),
-        **{f"verdict.{name}": verdict for name, verdict in verdicts.items()},
-    }
-
-
-def _params(result: Result) -> list[Param]:
-    """The spec, flat: data.held_out, training.tokens, ... An assumption {value, source} is its value."""
-    flat = dict(_flat({name: part for name, part in result.spec.items() if name not in NOT_PARAMETERS}))
-    flat["students"] = ", ".join(student["name"] for student in result.spec.get("students", []))
-    flat["gates"] = len(result.spec.get("gates", []))
-    # 100 is what one request may carry
-    return [Param(key, str(value)[:VALUE_LENGTH]) for key, value in flat.items()][:100]
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict) and set(value) == {"value", "source"}:
-            value = value["value"]
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        elif value not in (None, "", []):
-            yield prefix + name, json.dumps(value) if isinstance(value, list) else value
 
 
 def _dataset(result: Result) -> DatasetInput:
@@ -174,66 +230,18 @@ def _dataset(result: Result) -> DatasetInput:
     return DatasetInput(dataset, [InputTag("mlflow.data.context", "train and evaluation")])
 
 
-def _log_candidate(
-    store: mlflow.MlflowClient, experiment: str, parent: str, name: str, candidate: Candidate, result: Result
-) -> None:
-    tags = {
-        "mlflow.parentRunId": parent,
-        "featkd.run_id": result.run_id,
-        "candidate": name,
-        "arm": candidate.arm,
-        "size": candidate.size or "",
-        "seed": "" if candidate.seed is None else str(candidate.seed),
-        "precision": candidate.precision,
-        "verdict": candidate.verdict.verdict or candidate.verdict.why or "",
-        "artefact": candidate.artefact or "",
-    }
+def _log_candidate(opened: Opened, name: str, candidate: Candidate) -> None:
+    """All but the points that its curve has: those of a training that was reused, or went on from a checkpoint."""
     now = int(time.time() * 1000)
     figures = [Metric(key, value, now, 0) for key, value in metrics(candidate).items()]
     curve = candidate.training.curve if candidate.training else []
     losses = [(int(point["tokens"]), point["validation_loss"]) for point in curve]
-    points = [Metric("training/validation_loss", loss, now, tokens) for tokens, loss in losses]
-    with _run(store, experiment, name, tags) as run_id:
-        shown = {"arm": candidate.arm, "size": candidate.size, "seed": candidate.seed, "precision": candidate.precision}
-        params = [Param(key, str(value)) for key, value in shown.items() if value is not None]
-        _again(store.log_batch, run_id, metrics=[*figures, *points][:1000], params=params)
-
-
-def metrics(candidate: Candidate) -> dict[str, float]:
-    """What was measured of a candidate, under the keys that all candidates share."""
-    latency, memory, money, training = candidate.latency, candidate.memory, candidate.roi, candidate.training
-    found: dict[str, float | None] = {}
-    for task, score in candidate.quality.tasks.items():
-        found[f"quality/{task}"] = score.estimate.value
-        found[f"quality/{task}_retained"] = _value(score.retained)
-    for task, agreement in candidate.fidelity.tasks.items():
-        found[f"fidelity/{task}_agreement"] = agreement.agreement.value
-    found |= {
-        "latency/ttft_ms_p50": latency.ttft_ms_quantiles.get("p50", _value(latency.ttft_ms)),
-        "latency/decode_tokens_per_s": _value(latency.decode_tokens_per_s),
-        "latency/decode_speedup": _value(latency.decode_speedup),
-        "memory/peak_rss_mb": _mega(_value(memory.peak_rss_bytes)),
-        "memory/file_mb": _mega(memory.file_bytes),
-        "cost/usd_per_1m_input_tokens": _value(money.usd_per_million_input_tokens),
-        "cost/usd_per_1m_output_tokens": _value(money.usd_per_million_output_tokens),
-        "roi/monthly_saving_usd": _value(money.monthly_saving_usd),
-        "roi/npv_usd": money.npv_usd,
-    }
-    if training:
-        found |= {
-            "training/seconds": training.seconds,
-            "training/tokens": training.tokens,
-            "training/parameters": training.parameters,
-        }
-    return {key: float(value) for key, value in found.items() if value is not None and math.isfinite(value)}
-
-
-def _value(interval: Interval | None) -> float | None:
-    return interval.value if interval else None
-
-
-def _mega(size_bytes: float | None) -> float | None:
-    return None if size_bytes is None else size_bytes / 1e6
+    points = [Metric(CURVE, loss, now, at) for at, loss in losses if (name, at) not in opened.points]
+    run_id = _child(opened, name)
+    with _completed(opened.store, run_id, candidate_tags(candidate)):
+        names = ("arm", "size", "seed", "precision")
+        shown = [Param(name, str(value)) for name in names if (value := getattr(candidate, name)) is not None]
+        _again(opened.store.log_batch, run_id, metrics=[*figures, *points][:1000], params=shown)
 
 
 def serve_ui(home: Path, port: int) -> int:

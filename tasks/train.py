@@ -1,13 +1,13 @@
 """Stages teacher and distil: the model to replace, and all students on one pass of it."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featkd.child import run_child
+from featkd.child import Event, run_child
 from featkd.result import Training
 from featkd.spec import digest
 from featkd.store import Artefact, artefact_key
@@ -18,6 +18,13 @@ from tasks.stages import obtain, stage
 
 # Large tensors come and go each step; glibc would hand their pages back to the system and fault them in again.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
+
+
+OnEvent = Callable[[Event], None]
+
+
+def _ignore(event: Event) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,8 @@ def given_teacher(context: Context, folder: str, digest: str) -> Model:
 
 
 @stage("teacher")
-def trained_teacher(context: Context, blocks: Artefact, tokenizer: Artefact) -> Model:
+def trained_teacher(context: Context, blocks: Artefact, tokenizer: Artefact, on_event: OnEvent = _ignore) -> Model:
+    """`on_event`: called with the events of the training child, as in `distil`."""
     spec = context.spec
     training = spec.teacher.train
     job = {
@@ -53,7 +61,7 @@ def trained_teacher(context: Context, blocks: Artefact, tokenizer: Artefact) -> 
 
     def build(out: Path) -> dict[str, Any]:
         job.update(tokens=str(blocks.path), tokenizer=str(tokenizer.path))
-        with _trained(context, "teacher", job, [key]) as (done, folder):
+        with _trained(context, "teacher", job, [key], on_event) as (done, folder):
             (folder / "teacher").rename(out / "teacher")
         return {**done["models"]["teacher"], "bf16": done["bf16"]}
 
@@ -63,14 +71,17 @@ def trained_teacher(context: Context, blocks: Artefact, tokenizer: Artefact) -> 
 
 
 @stage("distil")
-def distil(context: Context, teacher: Model, blocks: Artefact) -> dict[tuple[str, str, int], Model]:
+def distil(
+    context: Context, teacher: Model, blocks: Artefact, on_event: OnEvent = _ignore
+) -> dict[tuple[str, str, int], Model]:
     """(arm, size, seed) to student. Only those that the store lacks are trained."""
     students = plan.wanted(context, teacher.digest, blocks.key)
     with context.log.timed("distil") as entry, context.store.lock("distil", blocks.key):
         missing = {student["key"]: student for student in students if not context.store.get("student", student["key"])}
         groups = plan.side_by_side(context, teacher.folder, missing) if missing else []
         for number, group in enumerate(groups, 1):
-            _train(context, teacher, blocks, group, f"distil {number}/{len(groups)}" if len(groups) > 1 else "distil")
+            name = f"distil {number}/{len(groups)}" if len(groups) > 1 else "distil"
+            _train(context, teacher, blocks, group, name, on_event)
         entry["state"] = "made" if missing else "reused"
         entry["note"] = f"{len(missing)} trained, {len(students) - len(missing)} reused"
         if len(groups) > 1:
@@ -84,7 +95,9 @@ def distil(context: Context, teacher: Model, blocks: Artefact) -> dict[tuple[str
     return found
 
 
-def _train(context: Context, teacher: Model, blocks: Artefact, students: list[plan.Wanted], name: str) -> None:
+def _train(
+    context: Context, teacher: Model, blocks: Artefact, students: list[plan.Wanted], name: str, on_event: OnEvent
+) -> None:
     """A group, on one pass of the teacher, into the store. In the order of the keys: that of its checkpoints."""
     students = sorted(students, key=lambda student: student["key"])
     job = {
@@ -96,7 +109,7 @@ def _train(context: Context, teacher: Model, blocks: Artefact, students: list[pl
         "training": context.spec.training.model_dump(mode="json"),
         "compute": plan.compute(context),
     }
-    with _trained(context, name, job, [student["key"] for student in students]) as (done, folder):
+    with _trained(context, name, job, [student["key"] for student in students], on_event) as (done, folder):
         taught = sum(student["recipe"] is not None for student in students)
         for student in students:
             share = done["teacher_seconds"] / taught if student["recipe"] is not None else 0.0
@@ -106,14 +119,21 @@ def _train(context: Context, teacher: Model, blocks: Artefact, students: list[pl
 
 
 @contextmanager
-def _trained(context: Context, name: str, job: dict[str, Any], keys: list[str]) -> Iterator[tuple[dict, Path]]:
+def _trained(
+    context: Context, name: str, job: dict[str, Any], keys: list[str], on_event: OnEvent
+) -> Iterator[tuple[dict, Path]]:
     """What the child says, and the folder with its models."""
     checkpoints = plan.checkpoint_folder(context, keys)
     with context.workdir() as out:
         job = {**job, "out": str(out), "checkpoints": str(checkpoints), "identity": digest(sorted(keys))}
         job["compute"] = {**job["compute"], "checkpoint_minutes": context.spec.compute.checkpoint_minutes}
         with Progress(name) as progress:
-            done = run_child("featkd.distill", job, out, on_event=progress, env=MALLOC)
+
+            def tell(event: Event) -> None:
+                progress(event)
+                on_event(event)
+
+            done = run_child("featkd.distill", job, out, on_event=tell, env=MALLOC)
         yield done, out
 
 

@@ -1,5 +1,6 @@
 """From what was measured to the candidates of the result: scores, fidelity, price and verdict of each."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,12 +74,19 @@ def comparisons(evidence: list[Evidence]) -> list[result.Comparison]:
     return rows
 
 
+def paired(evidence: list[Evidence]) -> Callable[[str, str, str], result.Comparison]:
+    """For decide.sizes: `(task, a, b)` compares two measured candidates, by their names."""
+    by_name = {found.name: found for found in evidence}
+    return lambda task, a, b: _paired(task, by_name[a], by_name[b])
+
+
 def _compare(a: Evidence, b: Evidence) -> list[result.Comparison]:
-    rows = []
-    for task, of_a in a.samples.groupby("task", sort=False):
-        kind, estimate = statistics.compare(of_a, b.samples[b.samples["task"] == task])
-        rows.append(result.Comparison(task=task, a=a.name, b=b.name, kind=kind, estimate=estimate))
-    return rows
+    return [_paired(task, a, b) for task in a.samples["task"].unique()]
+
+
+def _paired(task: str, a: Evidence, b: Evidence) -> result.Comparison:
+    kind, estimate = statistics.compare(*(found.samples[found.samples["task"] == task] for found in (a, b)))
+    return result.Comparison(task=task, a=a.name, b=b.name, kind=kind, estimate=estimate)
 
 
 def _candidate(

@@ -48,7 +48,7 @@ def _best(going: dict[str, Candidate]) -> str:
     """
     largest = max(going.values(), key=_saving).roi.monthly_saving_usd
     alike = [name for name, found in going.items() if _overlap(found.roi.monthly_saving_usd, largest)]
-    return max(alike, key=lambda name: (*_quality(going[name]), _saving(going[name])))
+    return max(alike, key=lambda name: (*quality_kept(going[name]), _saving(going[name])))
 
 
 def _saving(candidate: Candidate) -> float:
@@ -63,7 +63,8 @@ def _overlap(saving: Interval | None, largest: Interval | None) -> bool:
     return saving.high is None or largest.low is None or saving.high >= largest.low
 
 
-def _quality(candidate: Candidate) -> tuple[float, float]:
+def quality_kept(candidate: Candidate) -> tuple[float, float]:
+    """To compare two by, the larger the better: what the weakest task retains, then the worst ratio, negated."""
     scores = candidate.quality.tasks.values()
     retained = [score.retained.value for score in scores if score.retained]
     ratios = [score.ratio.value for score in scores if score.ratio]

@@ -36,9 +36,10 @@ def train(
 ) -> dict[str, float]:
     """Train all learners on the same batches. Blocks: int32 [3, blocks, block_size]: ids, labels, positions.
 
-    Learners agree on tokens and batch sizes (SHARED). `on_step(step=, steps=, loss=, tokens_per_s=)` is called after
-    each step, with the first learner's loss. `checkpoints`: where to go on from, and to write to. `failed`: the file
-    (.npy) for a batch whose loss is not finite.
+    Learners agree on tokens and batch sizes (SHARED). `on_step(step=, steps=, tokens=, loss=, tokens_per_s=,
+    validation_loss=)` is called after each step, with the first learner's loss; validation_loss: name to held-out loss
+    of each learner, empty but at the points of the curves. `checkpoints`: where to go on from, and to write to.
+    `failed`: the file (.npy) for a batch whose loss is not finite.
     Returns {"teacher_seconds", "steps", "tokens"}. Raises RunError when a loss is not finite.
     """
     training = learners[0].training
@@ -71,12 +72,20 @@ def train(
                     learner.update(step, steps)
                 learner.seconds += run.clock() - clock
         done = (step + 1) * training.batch_size * block
+        looked = {}
         if step + 1 in marks:
-            _look(learners, everyone, twins, valid_blocks, done, (step + 1) / steps, run)
+            looked = _look(learners, everyone, twins, valid_blocks, done, (step + 1) / steps, run)
         if checkpoints and checkpoints.due():
             checkpoints.save(step + 1, everyone, teacher_seconds)
         rate = (step + 1 - begun["step"]) * training.batch_size * block / (run.clock() - started)
-        on_step(step=step + 1, steps=steps, loss=losses[everyone[0]], tokens_per_s=rate)
+        on_step(
+            step=step + 1,
+            steps=steps,
+            tokens=done,
+            loss=losses[everyone[0]],
+            tokens_per_s=rate,
+            validation_loss=looked,
+        )
     return {"teacher_seconds": teacher_seconds, "steps": steps, "tokens": steps * training.batch_size * block}
 
 
@@ -114,14 +123,15 @@ def _look(
     tokens: int,
     progress: float,
     run: Runtime,
-) -> None:
-    """Held-out losses, for the curves and for the guard."""
+) -> dict[str, float]:
+    """Held-out losses, for the curves and for the guard. Returns those of `learners` by name."""
     size = learners[0].training.micro_batch_size or learners[0].training.batch_size
     found = {learner: block_losses(learner.forward, valid_blocks, run, size) for learner in everyone}
     for learner in everyone:
         learner.curve.append({"tokens": tokens, "validation_loss": mean_loss(found[learner])})
     for learner, twin in twins.items():
         learner.alignment.judge(_means(found[learner]), _means(found[twin]), progress)
+    return {learner.name: learner.curve[-1]["validation_loss"] for learner in learners}
 
 
 def _means(losses: np.ndarray) -> np.ndarray:

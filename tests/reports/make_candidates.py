@@ -29,6 +29,7 @@ ACCURACY = {
 }
 TTFT_MS = {"teacher": 18.37, "sft": 6.21, "logit-kd": 6.24, "feature-kd": 6.19}
 DECODE = {"teacher": 131.6, "sft": 402.3, "logit-kd": 399.8, "feature-kd": 403.1}
+OWN_SECONDS = {"logit-kd": 60.0, "feature-kd": 63.6}
 ALIGNMENT = Alignment(layer_map="uniform", layer_pairs=[(0, 0), (1, 2)], projector="linear", guarded=True)
 VERDICTS = {"sft": "no-go", "logit-kd": "inconclusive", "feature-kd": "go"}
 
@@ -53,10 +54,12 @@ def candidate(arm: str, size: str = "s", precision: str = "fp32", shrink: float 
         precision=precision,
         artefact=digest(arm + size + precision),
         training=Training(
-            seconds=231.4 if teacher else 57.1,
+            seconds=231.4 if teacher else (57.1 if arm == "sft" else OWN_SECONDS[arm] + 18.9),
+            teacher_seconds=None if teacher else (0.0 if arm == "sft" else 18.9),
+            memory_bytes=None if teacher else int((188e6 if arm == "feature-kd" else 182.6e6) * shrink),
             tokens=12_000_000 if teacher else tokens,
             steps=976,
-            parameters=11_412_480,
+            parameters=int((36_502_144 if teacher else 11_412_480) * shrink**4),
             weights_sha256=digest("weights" + arm + size),
             curve=curve(arm, tokens, shrink),
             alignment=ALIGNMENT if arm == "feature-kd" else None,

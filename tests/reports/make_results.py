@@ -2,6 +2,8 @@
 
 from make_candidates import ACCURACY, VERDICTS, around, candidate, digest, empty, paired, share
 
+from featkd import spec
+from featkd.decide import gates, sizes, verdict
 from featkd.result import (
     Adequacy,
     AdequacyCheck,
@@ -121,17 +123,17 @@ def _bare(part: Latency | Memory | Roi) -> Latency | Memory | Roi:
     return part.model_copy(update=bare)
 
 
-def many(sizes: int = 5) -> Result:
+def many(count: int = 5) -> Result:
     """A sweep of two precisions: with five sizes 30 students and the teacher."""
     found = {"teacher": candidate("teacher")}
-    for index in range(sizes):
+    for index in range(count):
         for arm in VERDICTS:
             for precision in ("fp32", "int8"):
                 size = f"{2.0 / 2**index:g}b"
                 found[f"{arm}-{size}-{precision}"] = candidate(arm, size, precision, shrink=0.9**index)
     pairs = [
         paired(task, f"{arm}-{2.0 / 2**i:g}b-fp32", f"sft-{2.0 / 2**i:g}b-fp32", seed=i)
-        for i in range(sizes)
+        for i in range(count)
         for arm in ("logit-kd", "feature-kd")
         for task in ACCURACY
     ]
@@ -140,8 +142,36 @@ def many(sizes: int = 5) -> Result:
     return base.model_copy(update={"recommendation": chosen, "comparisons": pairs})
 
 
+RULES = [
+    spec.Gate(metric="quality.heldout_continuation.retained", at_least=0.6),
+    spec.Gate(metric="quality.heldout_perplexity.retained", at_least=0.8),
+]
+
+
+def sweep(count: int, rules: list[spec.Gate] = RULES) -> Result:
+    """So many sizes by three arms; verdicts and frontier are those of the rules."""
+    found = {"teacher": candidate("teacher")}
+    for index in range(count):
+        size = ["xxl", "xl", "l", "m", "s", "xs", "xxs", "nano"][index]
+        for arm in VERDICTS:
+            made = candidate(arm, size, shrink=0.88**index)
+            sections = (made.quality, made.fidelity, made.latency, made.memory, made.roi)
+            found[f"{arm}-{size}-fp32"] = made.model_copy(update={"verdict": gates.decide(rules, *sections)})
+    advice = verdict.recommend(found, adequate=True)
+    measured = sizes.sizes(found, rules, lambda *names: beside(found, *names))
+    return document(found).model_copy(update={"recommendation": advice, "sizes": measured, "comparisons": []})
+
+
+def beside(candidates: dict[str, Candidate], task: str, a: str, b: str) -> Comparison:
+    """What pairing would tell, more or less."""
+    mine, theirs = (candidates[name].quality.tasks[task].estimate.value for name in (a, b))
+    if task == "heldout_perplexity":
+        return Comparison(task=task, a=a, b=b, kind="ratio", estimate=around(mine / theirs, 0.02))
+    return Comparison(task=task, a=a, b=b, kind="difference", estimate=around(mine - theirs, 0.03))
+
+
 def document(candidates: dict[str, Candidate]) -> Result:
-    spec = {
+    tree = {
         "name": "documentation-assistant",
         "title": "Documentation assistant",
         "data": {"builtin": "docstrings", "packages": ["stdlib", "numpy", "torch"]},
@@ -167,7 +197,7 @@ def document(candidates: dict[str, Candidate]) -> Result:
         name="documentation-assistant",
         title="Documentation assistant",
         created="2026-11-23T21:45:07+00:00",
-        spec=spec,
+        spec=tree,
         spec_digest=digest("spec"),
         environment={
             "hardware": {"cpu": "AMD EPYC 9B14", "cores": 2, "memory_bytes": 16_777_216_000, "accelerator": None},
@@ -227,4 +257,5 @@ ALL = {
     "seeds": several_seeds,
     "no-intervals": without_intervals,
     "many": many,
+    "sweep": lambda: sweep(5),
 }

@@ -1,6 +1,7 @@
 """What the person who waits reads."""
 
 import io
+import re
 
 import pytest
 
@@ -40,4 +41,5 @@ def test_progress_off_a_terminal_is_a_line_every_ten_seconds():
         progress({"event": "something else"})
     lines = stream.getvalue().splitlines()
     assert len(lines) == 3
+    assert all(len(line) < 80 and re.search(r"  \d+ s left$", line) for line in lines), "whole on a narrow terminal"
     assert "loss 2.500" in lines[0] and "12,000 tokens/s" in lines[0] and "\r" not in stream.getvalue()
