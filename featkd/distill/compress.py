@@ -5,6 +5,13 @@
 V are the main directions of states of length 1 (PCA through the origin, as cosines are taken from there), and step is
 for each of them 1/127 of the largest coordinate among the states that it was fitted on. Lengths are set apart first:
 a few tokens have a thousand times the norm of the others (arXiv 2402.17762), which would leave nothing of them.
+
+The bytes cost little, the directions left out cost more. A teacher of 1M parameters, 128 wide, four blocks, trained on
+0.4M tokens; mean cosine on other text, in its blocks (the lowest) and in its embedding, which has no main directions:
+
+    directions    16      32      64      96      128
+    blocks        0.950   0.993   0.9992  0.9998  0.99997
+    embedding     0.887   0.936   0.972   0.990   0.99998
 """
 
 from typing import NamedTuple
