@@ -150,6 +150,24 @@ class Alignment(Part):
     dropped_at: float | None = Field(None, description="Share of training at which the guard dropped the terms.")
 
 
+class Signal(Part):
+    """What was kept of the teacher, and learned from instead of it; fidelity where it is least (layer, temperature)."""
+
+    outputs: str = Field(description="online, top-k, last-hidden.")
+    features: str | None = Field(None, description="online, int8; None where no hidden states are learned from.")
+    top_k: int | None = None
+    layers: list[int] = Field(default_factory=list, description="Of the kept hidden states, 0 the embedding.")
+    dimensions: int | None = Field(None, description="Kept of each hidden state.")
+    bytes_per_token: int
+    bytes: int
+    coverage: float | None = Field(None, description="top-k: mean probability of the kept tokens.")
+    kl: float | None = Field(
+        None, description="last-hidden: from what the teacher says to what is kept, nats per token."
+    )
+    cosine: float | None = Field(None, description="int8: mean between a hidden state and what is kept of it.")
+    norm_error: float | None = Field(None, description="int8: mean relative error of its norm.")
+
+
 class Training(Part):
     """What it cost to make a candidate."""
 
@@ -164,6 +182,7 @@ class Training(Part):
     copied_share: float = Field(0.0, description="Share of the weights copied from the teacher.")
     weights_sha256: str | None = None
     alignment: Alignment | None = None
+    signal: Signal | None = Field(None, description="None: the teacher was at work beside its students.")
     curve: list[dict[str, float]] = Field(
         default_factory=list, description="Points {tokens, validation_loss}; nats per token."
     )

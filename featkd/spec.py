@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from featkd.judging import Cost, Gate, Latency, Quality, Section
-from featkd.teaching import Distillation, Recipe, recipes
+from featkd.teaching import Distillation, Recipe, TeacherSignal, recipes
 from featkd.training import Compute, Optimisation, TeacherTraining
 
 ARMS = ("sft", "logit-kd", "feature-kd")
@@ -177,6 +177,7 @@ class Spec(Section):
     block_size: int = Field(256, ge=8, description="Tokens per training sequence.")
     training: Optimisation
     distillation: Distillation = Distillation()
+    teacher_signal: TeacherSignal = TeacherSignal()
     export: Export = Export()
     quality: Quality = Quality()
     latency: Latency = Latency()
@@ -192,7 +193,9 @@ class Spec(Section):
             raise ValueError("arms: sft is missing; it is the control that shows what distillation adds")
         if self.ablations and "feature-kd" not in self.arms:
             raise ValueError("ablations: feature-kd is missing in arms; they are held against it")
-        recipes(self.arms, self.distillation, self.ablations)
+        for arm, recipe in recipes(self.arms, self.distillation, self.ablations).items():
+            place = "distillation" if arm in ARMS else f"ablations.{arm.removeprefix('feature-kd-')}"
+            self.teacher_signal.check(recipe, place)
         for field, values in {
             "arms": self.arms,
             "seeds": self.seeds,

@@ -1,4 +1,5 @@
-"""The section of a spec that says what a student learns from. Formulas and sources: featkd/align/README.md."""
+"""The sections of a spec that say what a student learns from, and how that reaches it. Formulas and sources:
+featkd/align/README.md."""
 
 import re
 from typing import Annotated, Any, Literal
@@ -98,6 +99,60 @@ class Distillation(Section):
 
 
 Recipe = Distillation | None  # None: plain fine-tuning, without a teacher
+
+
+class TeacherSignal(Section):
+    """How the teacher reaches its students: at work beside them, or read from a cache that one pass of it has made.
+
+    A cache pays where the teacher is dear: many epochs, arms or sizes added later, more students side by side in the
+    memory that it leaves. Outputs and features (hidden states) are chosen each for themselves.
+    """
+
+    outputs: Literal["online", "top-k", "last-hidden"] = Field(
+        "online",
+        description="What logits are learned from. top-k: log-probabilities of the likeliest tokens, for objective: "
+        "forward-kl alone; last-hidden: the state before the head in bf16, from which all logits follow.",
+    )
+    features: Literal["online", "int8"] = Field(
+        "online",
+        description="What hidden states are learned from. int8: their main directions (PCA) in a byte each, with the "
+        "exact norm, of the layers that some arm needs.",
+    )
+    top_k: int = Field(64, ge=1, description="Of outputs: top-k. Tokens kept; all others are one bucket.")
+    feature_dimensions: int | None = Field(
+        None, ge=1, description="Of features: int8. Directions kept, at a byte each. Default: half the teacher's width."
+    )
+
+    @property
+    def cached(self) -> bool:
+        return self.outputs != "online" or self.features != "online"
+
+    def of(self, recipe: Recipe) -> dict[str, Any]:
+        """What of it changes the weights of a student with this recipe; nothing where all that it needs is online."""
+        found: dict[str, Any] = {}
+        if recipe is not None and self.outputs != "online":
+            found["outputs"] = [self.outputs, self.top_k] if self.outputs == "top-k" else [self.outputs]
+        if recipe is not None and recipe.has_features and self.features != "online":
+            found["features"] = [self.features, self.feature_dimensions]
+        return found
+
+    def check(self, recipe: Recipe, place: str) -> None:
+        """Raises ValueError, with the recipe's place in the spec, where it needs what is not kept."""
+        if recipe is None:
+            return
+        if self.outputs == "top-k" and recipe.objective != "forward-kl":
+            raise ValueError(
+                f"{place}.objective: {recipe.objective} needs every logit, teacher_signal.outputs: top-k keeps some; "
+                "write forward-kl, or outputs: last-hidden"
+            )
+        if self.outputs == "top-k" and recipe.top_k and recipe.top_k > self.top_k:
+            raise ValueError(
+                f"{place}.top_k: {recipe.top_k} is above the {self.top_k} tokens that teacher_signal.top_k keeps"
+            )
+        if self.features == "int8" and recipe.relation_weight:
+            raise ValueError(
+                f"{place}.relation_weight: Q, K and V are not kept; write teacher_signal.features: online, or 0"
+            )
 
 
 def recipes(arms: list[str], wanted: Distillation, ablations: dict[str, dict[str, Any]]) -> dict[str, Recipe]:

@@ -11,7 +11,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from featkd.result import Result
-from reports import alignment, charts, findings, limits, numbers, sizes, text, view
+from reports import alignment, charts, findings, limits, numbers, signal, sizes, text, view
 
 TEMPLATES = Path(__file__).parent / "templates"
 MATRIX_COLUMNS = 5  # with more candidates the table turns: one row per candidate, one table per group
@@ -45,6 +45,7 @@ def render(result: Result, language: Literal["en", "ja"]) -> str:
         turned=len(result.candidates) > MATRIX_COLUMNS,
         found=found,
         alignment=alignment.stated(result, t),
+        signal=signal.stated(result, t),
         found_sentences=findings.distillation_sentences(found, t),
         charts=charts.draw_all(result, t),
         gates={name: findings.gate_rows(c, t) for name, c in view.students(result).items()},

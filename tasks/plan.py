@@ -40,6 +40,7 @@ def wanted(context: Context, teacher_digest: str, tokens: str) -> list[Wanted]:
                     "size": {**size.model_dump(mode="json"), "model": origin, "name": None},
                     "seed": seed,
                     "recipe": learned,
+                    "signal": spec.teacher_signal.of(recipe),
                     "teacher": teacher_digest,
                     "tokens": tokens,
                     "training": spec.training.model_dump(mode="json"),
@@ -95,7 +96,8 @@ def needs(spec: Spec, teacher: Any, places: list[tuple[str, Student]], device: s
         twin = recipe is not None and recipe.has_features and recipe.guard and "logit-kd" not in recipes
         found.append(need._replace(held=2 * need.held) if twin else need)
     features = any(recipes[arm] is not None and recipes[arm].has_features for arm, _ in places)
-    return teacher_need(teacher, spec.training, spec.block_size, features, bf16), found
+    signal = spec.teacher_signal
+    return teacher_need(teacher, spec.training, spec.block_size, features, bf16, signal), found
 
 
 def memory_bytes(limits: Compute, device: str) -> int:

@@ -3,15 +3,16 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from featkd.child import Event, run_child
+from featkd.models import given
 from featkd.result import Training
 from featkd.spec import digest
 from featkd.store import Artefact, artefact_key
-from tasks import plan
+from tasks import plan, signal
 from tasks.context import Context
 from tasks.progress import Progress
 from tasks.stages import obtain, stage
@@ -34,6 +35,14 @@ class Model:
     folder: Path
     digest: str
     training: Training
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Parts of a cached teacher signal: by a student's key and the part's name; each student's share of making them."""
+
+    parts: dict[str, dict[str, Artefact]] = field(default_factory=dict)
+    share_s: float = 0.0
 
 
 @stage("teacher")
@@ -76,16 +85,18 @@ def distil(
 ) -> dict[tuple[str, str, int], Model]:
     """(arm, size, seed) to student. Only those that the store lacks are trained."""
     students = plan.wanted(context, teacher.digest, blocks.key)
-    with context.log.timed("distil") as entry, context.store.lock("distil", blocks.key):
+    with context.store.lock("distil", blocks.key):
         missing = {student["key"]: student for student in students if not context.store.get("student", student["key"])}
-        groups = plan.side_by_side(context, teacher.folder, missing) if missing else []
-        for number, group in enumerate(groups, 1):
-            name = f"distil {number}/{len(groups)}" if len(groups) > 1 else "distil"
-            _train(context, teacher, blocks, group, name, on_event)
-        entry["state"] = "made" if missing else "reused"
-        entry["note"] = f"{len(missing)} trained, {len(students) - len(missing)} reused"
-        if len(groups) > 1:
-            entry["note"] += f"; {len(groups)} passes of the teacher"
+        kept = _signal(context, teacher, blocks, students, list(missing.values()))
+        with context.log.timed("distil") as entry:
+            groups = plan.side_by_side(context, teacher.folder, missing) if missing else []
+            for number, group in enumerate(groups, 1):
+                name = f"distil {number}/{len(groups)}" if len(groups) > 1 else "distil"
+                _train(context, teacher, blocks, group, kept, name, on_event)
+            entry["state"] = "made" if missing else "reused"
+            entry["note"] = f"{len(missing)} trained, {len(students) - len(missing)} reused"
+            if len(groups) > 1:
+                entry["note"] += f"; {len(groups)} passes of the teacher"
     found = {}
     for student in students:
         made = context.store.get("student", student["key"])
@@ -95,8 +106,29 @@ def distil(
     return found
 
 
+def _signal(
+    context: Context, teacher: Model, blocks: Artefact, everyone: list[plan.Wanted], missing: list[plan.Wanted]
+) -> Kept:
+    """What the missing students learn from, where it is cached. What its making took is shared by everyone taught."""
+    if not context.spec.teacher_signal.cached or not missing:
+        return Kept()
+    config = given.configuration(teacher.folder)
+    parts = {student["key"]: signal.parts(context.spec, student, config) for student in missing}
+    wanted = {name: part for its in parts.values() for name, part in its.items()}
+    made = signal.obtain(context, teacher.folder, teacher.digest, blocks, wanted) if wanted else {}
+    seconds = sum(part.meta["seconds"] for part in made.values())
+    taught = sum(student["recipe"] is not None for student in everyone)
+    return Kept({key: {name: made[name] for name in its} for key, its in parts.items()}, seconds / max(1, taught))
+
+
 def _train(
-    context: Context, teacher: Model, blocks: Artefact, students: list[plan.Wanted], name: str, on_event: OnEvent
+    context: Context,
+    teacher: Model,
+    blocks: Artefact,
+    students: list[plan.Wanted],
+    kept: Kept,
+    name: str,
+    on_event: OnEvent,
 ) -> None:
     """A group, on one pass of the teacher, into the store. In the order of the keys: that of its checkpoints."""
     students = sorted(students, key=lambda student: student["key"])
@@ -109,11 +141,16 @@ def _train(
         "training": context.spec.training.model_dump(mode="json"),
         "compute": plan.compute(context),
     }
+    if context.spec.teacher_signal.cached:
+        job["signal"] = context.spec.teacher_signal.model_dump(mode="json")
+        used = {name: made for student in students for name, made in kept.parts[student["key"]].items()}
+        job["parts"] = {name: (str(made.path), made.key) for name, made in used.items()}
     with _trained(context, name, job, [student["key"] for student in students], on_event) as (done, folder):
         taught = sum(student["recipe"] is not None for student in students)
         for student in students:
-            share = done["teacher_seconds"] / taught if student["recipe"] is not None else 0.0
+            share = done["teacher_seconds"] / taught + kept.share_s if student["recipe"] is not None else 0.0
             meta = {**done["models"][student["name"]], "teacher_seconds": share, "bf16": done["bf16"]}
+            meta["signal"] = signal.told(context.spec, kept.parts.get(student["key"], {}))
             _keep(context, student["key"], folder / student["name"], meta)
     plan.forget(context, [student["key"] for student in students])
 

@@ -70,6 +70,23 @@ def tree(**changes):
         ({"ablations": {"a": {"norm_weight": 0}, "b": {"norm_weight": 0}}}, "ablations.b: the same as feature-kd-a"),
         ({"ablations": {"No": {"norm_weight": 0}}}, "ablations.No"),
         ({"arms": ["sft"], "ablations": {"a": {"norm_weight": 0}}}, "feature-kd is missing in arms"),
+        ({"teacher_signal": {"outputs": "top_k"}}, "teacher_signal.outputs: Input should be 'online', 'top-k' or"),
+        (
+            {"teacher_signal": {"outputs": "top-k"}, "distillation": {"objective": "jsd"}},
+            "distillation.objective: jsd needs every logit, teacher_signal.outputs: top-k keeps some; write forward-kl",
+        ),
+        (
+            {"teacher_signal": {"outputs": "top-k"}, "ablations": {"r": {"objective": "reverse-kl"}}},
+            "ablations.r.objective: reverse-kl needs every logit",
+        ),
+        (
+            {"teacher_signal": {"outputs": "top-k", "top_k": 8}, "ablations": {"k": {"top_k": 9}}},
+            "ablations.k.top_k: 9 is above the 8 tokens that teacher_signal.top_k keeps",
+        ),
+        (
+            {"teacher_signal": {"features": "int8"}, "ablations": {"qkv": {"relation_weight": 1}}},
+            "ablations.qkv.relation_weight: Q, K and V are not kept; write teacher_signal.features: online, or 0",
+        ),
         ({"training": {"tokens": 1, "batch_size": 8, "micro_batch_size": 3}}, "3 must divide batch_size 8"),
     ],
 )

@@ -137,6 +137,12 @@ def _log_relations(states: torch.Tensor, heads: int) -> tuple[torch.Tensor, torc
     return a, F.log_softmax((a @ a.mT).masked_fill_(future, torch.finfo(torch.float32).min), dim=-1)
 
 
+def blocks_of(model: Any) -> torch.nn.ModuleList | None:
+    """The model's blocks in their order; None where they are not found."""
+    lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
+    return next((found for found in lists if len(found) == model.config.num_hidden_layers), None)
+
+
 class QKV:
     """Reads what the query, key and value projections of one block put out: before rotation and norms of heads.
 
@@ -149,8 +155,7 @@ class QKV:
         layers, family = model.config.num_hidden_layers, model.config.model_type
         if not 1 <= block <= layers:
             raise InputError(f"distillation.layer_pairs: {block} has no Q, K and V; write a block from 1 to {layers}")
-        lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
-        blocks = next((found for found in lists if len(found) == layers), [torch.nn.Module()] * layers)
+        blocks = blocks_of(model) or [torch.nn.Module()] * layers
         self._projections, self._split = _projections(blocks[block - 1], model.config)
         self._seen: dict[torch.nn.Module, torch.Tensor] = {}
         if not self._projections:

@@ -1,8 +1,9 @@
 """The training child: `python -m featkd.distill JOB`.
 
 Job {"mode": "teacher", "tokenizer", ...} trains a teacher from nothing, {"mode": "students", "teacher", "students"}
-a group of students on one teacher pass. Folders are written under "out", one per model. Checkpoints, if wanted, are
-written to and looked for in the folder "checkpoints"; "identity" is the digest of what the job's weights depend on.
+a group of students on one teacher pass; where they have "signal" and "parts", on what {"mode": "signal", "parts"} has
+kept of it. Folders are written under "out", one per model or part. Checkpoints, if wanted, are written to and looked
+for in the folder "checkpoints"; "identity" is the digest of what the job's weights depend on.
 """
 
 import copy
@@ -14,9 +15,10 @@ import numpy as np
 
 from featkd import spec
 from featkd.child import serve
-from featkd.distill import engine
+from featkd.distill import engine, make_cache
 from featkd.distill.alignment import PROBE_TOKENS
-from featkd.distill.batches import probe
+from featkd.distill.batches import first_epoch, probe
+from featkd.distill.cache import Cache
 from featkd.distill.checkpoint import Checkpoints
 from featkd.distill.learner import Learner
 from featkd.distill.runtime import Runtime, runtime
@@ -24,7 +26,7 @@ from featkd.models import given
 from featkd.models import student as students
 from featkd.models.llama import llama_config
 from featkd.store import file_sha256
-from featkd.teaching import Distillation
+from featkd.teaching import Distillation, TeacherSignal
 from featkd.training import Compute, Optimisation, Shape
 
 Emit = Callable[..., None]
@@ -38,12 +40,15 @@ def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     run = runtime(compute)
     tokenizer = AutoTokenizer.from_pretrained(job["tokenizer"])
     train_blocks, valid_blocks = (np.load(Path(job["tokens"]) / f"{part}.npy") for part in ("train", "valid"))
+    if job["mode"] == "signal":
+        return _signal(job, len(tokenizer), train_blocks, run, emit)
     teacher, learners = _from_nothing(job, tokenizer) if job["mode"] == "teacher" else _students(job, train_blocks)
     checkpoints = failed = None
     if job.get("checkpoints"):
         folder = Path(job["checkpoints"])
         checkpoints = Checkpoints(folder, job["identity"], 60 * compute.checkpoint_minutes)
         failed = folder / "failed-batch.npy"
+    cache = Cache(TeacherSignal.model_validate(job["signal"]), job["parts"]) if job.get("signal") else None
     summary = engine.train(
         learners,
         teacher,
@@ -53,6 +58,7 @@ def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
         lambda **fields: emit("progress", **fields),
         checkpoints,
         failed,
+        cache,
     )
     models = {learner.name: _save(learner, tokenizer, summary, Path(job["out"])) for learner in learners}
     return {"models": models, "teacher_seconds": summary["teacher_seconds"], "bf16": run.bf16, "device": run.device}
@@ -81,6 +87,15 @@ def _students(job: dict[str, Any], blocks: np.ndarray) -> tuple[Any, list[Learne
         recipe = Distillation.model_validate(recipe) if recipe is not None else None
         learners.append(Learner(wanted["name"], model, wanted["seed"], recipe, training, size.name, copied))
     return teacher, learners
+
+
+def _signal(job: dict[str, Any], tokens: int, blocks: np.ndarray, run: Runtime, emit: Emit) -> dict[str, Any]:
+    """Returns {"parts": {name: what make_cache tells}, "seconds"}."""
+    start, teacher = run.clock(), given.load(job["teacher"])
+    chosen = first_epoch(blocks.shape[1], Optimisation.model_validate(job["training"]), blocks.shape[2])
+    vocabulary, told = min(tokens, teacher.config.vocab_size), lambda **fields: emit("progress", **fields)
+    made = make_cache.make(job["parts"], teacher, vocabulary, blocks, chosen, run, Path(job["out"]), told)
+    return {"parts": made, "seconds": run.clock() - start}
 
 
 def _save(learner: Learner, tokenizer: Any, summary: dict[str, Any], out: Path) -> dict[str, Any]:

@@ -47,13 +47,13 @@ class Alignment:
     def loss(
         self,
         student: tuple[torch.Tensor, ...],
-        teacher: tuple[torch.Tensor, ...],
+        teacher: dict[int, torch.Tensor],
         valid: torch.Tensor,
         qkv: tuple[Any, Any] | None,
         of_outputs: torch.Tensor,
         progress: float,
     ) -> torch.Tensor:
-        """The weighted terms, a mean over layer pairs. student, teacher: all hidden states [batch, block, hidden];
+        """The weighted terms, a mean over layer pairs. student, teacher: hidden states by layer [batch, block, hidden];
         valid [batch, block] bool; qkv: those of student and teacher; of_outputs: the distillation loss beside it."""
         if self.kind == "pca":
             self.projectors.requires_grad_(progress >= self.wanted.projector_frozen)

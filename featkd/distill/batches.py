@@ -1,5 +1,6 @@
 """Batches of token blocks, what is learned of them, and held-out losses over them."""
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from featkd.align.head import token_losses
 from featkd.distill.forward import Forward
 from featkd.distill.runtime import Runtime
 from featkd.models.probe import Probe
+from featkd.training import Optimisation
 
 IGNORED = -100
 DATA_SEED = 0
@@ -22,7 +24,7 @@ class MicroBatch(NamedTuple):
     ids, positions, valid, keep [blocks, block]: positions begin anew at every document, and are None where none begins
     inside a block; valid is what belongs to the text that is learned, keep marks the positions whose next token is
     learned, targets [tokens] are those tokens. share: its part of the batch's learned tokens. last: the batch ends with
-    it.
+    it. blocks: their numbers in the training text.
     """
 
     number: int
@@ -33,10 +35,17 @@ class MicroBatch(NamedTuple):
     targets: torch.Tensor
     share: float
     last: bool
+    blocks: np.ndarray
 
 
-def micro_batches(batch: np.ndarray, size: int | None, run: Runtime) -> Iterator[MicroBatch]:
-    """A batch int32 [3, blocks, block] in parts of `size` blocks; parts where nothing is learned are left out."""
+def micro_batches(
+    batch: np.ndarray, size: int | None, run: Runtime, numbers: np.ndarray | None = None
+) -> Iterator[MicroBatch]:
+    """A batch int32 [3, blocks, block] in parts of `size` blocks; parts where nothing is learned are left out.
+
+    numbers: of the blocks in the training text, [blocks].
+    """
+    numbers = np.arange(batch.shape[1]) if numbers is None else numbers
     learned_tokens = (batch[1][:, 1:] != IGNORED).sum(axis=1)
     size = size or batch.shape[1]
     starts = [start for start in range(0, batch.shape[1], size) if learned_tokens[start : start + size].any()]
@@ -44,18 +53,29 @@ def micro_batches(batch: np.ndarray, size: int | None, run: Runtime) -> Iterator
         ids, labels, positions = on_device(batch[:, start : start + size], run)
         keep, targets = learned(labels)
         share = len(targets) / int(learned_tokens.sum())
-        yield MicroBatch(number, ids, positions, labels != IGNORED, keep, targets, share, number == len(starts) - 1)
+        last, blocks = number == len(starts) - 1, numbers[start : start + size]
+        yield MicroBatch(number, ids, positions, labels != IGNORED, keep, targets, share, last, blocks)
 
 
-def batches(blocks: np.ndarray, batch_size: int, steps: int) -> Iterator[np.ndarray]:
-    """The same batches in the same order for everyone: shuffled epochs, from a fixed seed."""
+def batches(blocks: int, batch_size: int, steps: int) -> Iterator[np.ndarray]:
+    """Numbers of the blocks of each batch, of so many: the same in the same order for everyone, shuffled epochs, from a
+    fixed seed."""
     rng = np.random.default_rng(DATA_SEED)
     order = np.empty(0, dtype=np.int64)
     for _ in range(steps):
         while len(order) < batch_size:
-            order = np.concatenate([order, rng.permutation(blocks.shape[1])])
+            order = np.concatenate([order, rng.permutation(blocks)])
         chosen, order = order[:batch_size], order[batch_size:]
-        yield blocks[:, chosen]
+        yield chosen
+
+
+def steps_of(training: Optimisation, block: int) -> int:
+    return max(1, math.ceil(training.tokens / (training.batch_size * block)))
+
+
+def first_epoch(blocks: int, training: Optimisation, block: int) -> np.ndarray:
+    """Numbers of all blocks that `batches` takes, each once, in the order of the first epoch."""
+    return next(batches(blocks, min(blocks, steps_of(training, block) * training.batch_size), 1))
 
 
 def on_device(blocks: np.ndarray, run: Runtime) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:

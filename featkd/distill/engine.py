@@ -12,13 +12,23 @@ from typing import Any
 
 import numpy as np
 
-from featkd.distill.batches import IGNORED, MicroBatch, batches, begins_anew, block_losses, mean_loss, micro_batches
+from featkd.distill.batches import (
+    IGNORED,
+    MicroBatch,
+    batches,
+    begins_anew,
+    block_losses,
+    mean_loss,
+    micro_batches,
+    steps_of,
+)
+from featkd.distill.cache import Cache
 from featkd.distill.checkpoint import Checkpoints
-from featkd.distill.forward import Forward
+from featkd.distill.forward import Forward, check_apart
 from featkd.distill.learner import Learner
 from featkd.distill.runtime import Runtime
 from featkd.distill.signal import Signal, online
-from featkd.errors import InputError, RunError
+from featkd.errors import RunError
 
 CURVE_POINTS = 12
 SHARED = ("tokens", "batch_size", "micro_batch_size")
@@ -33,13 +43,15 @@ def train(
     on_step: Callable[..., None],
     checkpoints: Checkpoints | None = None,
     failed: Path | None = None,
+    cache: Cache | None = None,
 ) -> dict[str, float]:
     """Train all learners on the same batches. Blocks: int32 [3, blocks, block_size]: ids, labels, positions.
 
     Learners agree on tokens and batch sizes (SHARED). `on_step(step=, steps=, tokens=, loss=, tokens_per_s=,
     validation_loss=)` is called after each step, with the first learner's loss; validation_loss: name to held-out loss
     of each learner, empty but at the points of the curves. `checkpoints`: where to go on from, and to write to.
-    `failed`: the file (.npy) for a batch whose loss is not finite.
+    `failed`: the file (.npy) for a batch whose loss is not finite. `cache`: what need not be asked of the teacher,
+    whose weights go where nothing has to be.
     Returns {"teacher_seconds", "steps", "tokens"}. Raises RunError when a loss is not finite.
     """
     training = learners[0].training
@@ -48,20 +60,21 @@ def train(
     if not (train_blocks[1][:, 1:] != IGNORED).any():
         raise RunError("training: no token is learned: all labels are masked; check data.response_field and block_size")
     block = train_blocks.shape[2]
-    steps = max(1, math.ceil(training.tokens / (training.batch_size * block)))
+    steps = steps_of(training, block)
     twins = _twins(learners)
     everyone = [*learners, *(twin for twin in twins.values() if twin not in learners)]
-    taught_by = _ready(teacher, everyone, train_blocks, run)
+    taught_by = _ready(teacher, everyone, train_blocks, run, cache)
     begun = checkpoints.restore(everyone) if checkpoints else {"step": 0, "teacher_seconds": 0.0}
     teacher_seconds, started = begun["teacher_seconds"], run.clock()
     marks = {round(point * steps / CURVE_POINTS) for point in range(1, CURVE_POINTS + 1)} | {steps}
-    for step, blocks in enumerate(batches(train_blocks, training.batch_size, steps)):
+    for step, chosen in enumerate(batches(train_blocks.shape[1], training.batch_size, steps)):
         if step < begun["step"]:
             continue
+        blocks = train_blocks[:, chosen]
         losses = dict.fromkeys(everyone, 0.0)
-        for batch in micro_batches(blocks, training.micro_batch_size, run):
+        for batch in micro_batches(blocks, training.micro_batch_size, run, chosen):
             clock = run.clock()
-            signal = _signal(taught_by, everyone, batch, step / steps, run)
+            signal = _signal(taught_by, everyone, batch, step / steps, run, cache)
             teacher_seconds += run.clock() - clock
             for learner in everyone:
                 clock = run.clock()
@@ -89,30 +102,37 @@ def train(
     return {"teacher_seconds": teacher_seconds, "steps": steps, "tokens": steps * training.batch_size * block}
 
 
-def _ready(teacher: Any | None, learners: list[Learner], train_blocks: np.ndarray, run: Runtime) -> Forward | None:
+def _ready(
+    teacher: Any | None, learners: list[Learner], train_blocks: np.ndarray, run: Runtime, cache: Cache | None = None
+) -> Forward | None:
     if teacher is not None:
         teacher.to(run.device).eval().requires_grad_(False)
     for learner in learners:
         learner.prepare(teacher, train_blocks, run)
     taught_by = Forward(teacher) if teacher is not None else None
     for forward in [taught_by, *(learner.forward for learner in learners)] if begins_anew(train_blocks) else []:
-        if forward is not None and not forward.keeps_apart():
-            raise InputError(
-                f"data.attention: the documents of a block cannot be kept apart in a model of the family "
-                f"{forward.model.config.model_type}; write block"
-            )
+        if forward is not None:
+            check_apart(forward)
+    if cache and cache.outputs and (cache.features or not any(learner.aligned for learner in learners)):
+        taught_by.release(head=cache.last_hidden is not None)
     return taught_by
 
 
 def _signal(
-    teacher: Forward | None, learners: list[Learner], batch: MicroBatch, progress: float, run: Runtime
+    teacher: Forward | None,
+    learners: list[Learner],
+    batch: MicroBatch,
+    progress: float,
+    run: Runtime,
+    cache: Cache | None = None,
 ) -> Signal:
     """No more of the teacher than some learner needs."""
     if teacher is None or not any(learner.taught for learner in learners):
         return Signal()
     aligned = [learner.alignment for learner in learners if learner.needs_features(progress)]
     qkv_blocks = {blocks[1] for alignment in aligned if (blocks := alignment.blocks())}
-    return online(teacher, batch, bool(aligned), qkv_blocks, run)
+    layers = {layer for alignment in aligned for _, layer in alignment.pairs}
+    return (cache.signal if cache else online)(teacher, batch, layers, qkv_blocks, run)
 
 
 def _look(

@@ -13,27 +13,44 @@ import torch
 from featkd.align.head import BUDGET_BYTES
 from featkd.distill.signal import LOGITS_BYTES, logits_bytes
 from featkd.errors import InputError
-from featkd.teaching import Recipe
+from featkd.teaching import Recipe, TeacherSignal
 from featkd.training import Optimisation
 
 BASE_BYTES = {"cpu": 500_000_000, "cuda": 600_000_000}  # the libraries; on an accelerator its context
 WIDTHS, MLP_WIDTHS = 16, 4  # floats per token and block that wait for the backward pass: of the stream, of the MLP
 FLOAT, BF16 = 4, 2
+TOP_K_BYTES = 4 + 8  # a log-probability and an id
+ONLINE = TeacherSignal()
 
 
 class Need(NamedTuple):
-    """Bytes of one model: held through the whole pass, and on top while it is at work."""
+    """Bytes of one model: held through the whole pass, on top while it is at work, and at first: before the pass,
+    beside the students' weights."""
 
     held: int
     at_work: int
+    at_first: int = 0
 
 
-def teacher_need(config: Any, training: Optimisation, block_size: int, features: bool, bf16: bool) -> Need:
-    """config: of the teacher. features: whether some student learns from its hidden states."""
+def teacher_need(
+    config: Any,
+    training: Optimisation,
+    block_size: int,
+    features: bool,
+    bf16: bool,
+    signal: TeacherSignal = ONLINE,
+) -> Need:
+    """config: of the teacher. features: whether some student learns from its hidden states. What is cached lies on the
+    disk but for the batch at hand; where all is, the teacher goes once the students are made, but for its head."""
     tokens = _tokens(training, block_size)
     outputs = min(logits_bytes(tokens, config.vocab_size), LOGITS_BYTES)
+    if signal.outputs == "top-k":
+        outputs = tokens * signal.top_k * TOP_K_BYTES
     states = (config.num_hidden_layers + 1 if features else 2) * tokens * config.hidden_size * FLOAT
     weights = parameters(config)
+    if signal.outputs != "online" and (signal.features != "online" or not features):
+        head = config.vocab_size * config.hidden_size if signal.outputs == "last-hidden" else 0
+        return Need(head * FLOAT, outputs + states + head * BF16 * bf16, weights * FLOAT)
     return Need(weights * FLOAT, outputs + states + weights * BF16 * bf16)
 
 
@@ -77,8 +94,10 @@ def passes(teacher: Need, students: list[Need], memory_bytes: int, device: str) 
 
 def together(teacher: Need, students: list[Need], device: str) -> int:
     """Bytes at the peak of one pass; one student is at work at a time."""
-    held = teacher.held + sum(need.held for need in students)
-    return BASE_BYTES[device] + held + teacher.at_work + max(need.at_work for need in students)
+    held = sum(need.held for need in students)
+    first = teacher.at_first + held // 3  # weights, without two moments
+    at_work = teacher.held + teacher.at_work + held + max(need.at_work for need in students)
+    return BASE_BYTES[device] + max(first, at_work)
 
 
 def parameters(config: Any) -> int:

@@ -1,17 +1,27 @@
 """A forward pass that stops before the head: the logits of a block are its largest tensor."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 
 from featkd.align.head import Head, plain_logits
+from featkd.align.relations import blocks_of
+from featkd.errors import InputError
 
 
 class Output(NamedTuple):
-    """states [tokens, hidden] before the head at the kept positions; hidden: states [batch, block, hidden] or None."""
+    """states [tokens, hidden] before the head at the kept positions, None where the pass ended before; hidden: states
+    [batch, block, hidden] by layer, or None."""
 
-    states: torch.Tensor
-    hidden: tuple[torch.Tensor, ...] | None
+    states: torch.Tensor | None
+    hidden: tuple[torch.Tensor, ...] | dict[int, torch.Tensor] | None
+
+
+class _Enough(Exception):
+    """All that was wanted of a pass is there."""
 
 
 class Forward:
@@ -42,12 +52,51 @@ class Forward:
         Where positions begin anew, transformers lets no token attend to what is before (masking_utils,
         find_packed_sequence_indices): given neither a mask nor a cache, and by most families; `keeps_apart` knows.
         """
-        options = {"input_ids": ids, "use_cache": False, "output_hidden_states": hidden}
-        if positions is not None:
-            options["position_ids"] = positions
+        options = _options(ids, positions) | {"output_hidden_states": hidden}
         found = (self.model.base_model if self.plain else self.model)(**options)
         states = found.last_hidden_state[keep] if self.plain else found.logits[keep][:, : self.rows]
         return Output(states, found.hidden_states)
+
+    def at_layers(
+        self,
+        ids: torch.Tensor,
+        keep: torch.Tensor,
+        positions: torch.Tensor | None,
+        layers: set[int],
+        outputs: bool = True,
+    ) -> Output:
+        """The same with the hidden states of these layers alone. Without outputs no block above them runs."""
+        if not layers:
+            return self(ids, keep, positions) if outputs else Output(None, {})
+        if not self._readable:
+            found = self(ids, keep, positions, hidden=True)
+            return found._replace(hidden={layer: found.hidden[layer] for layer in layers})
+        last, states = self.model.config.num_hidden_layers, None
+        with (
+            suppress(_Enough),
+            _reading(self.model, layers, None if outputs or last in layers else max(layers)) as hidden,
+        ):
+            found = self.model.base_model(**_options(ids, positions))
+            hidden[last], states = found.last_hidden_state, found.last_hidden_state[keep]
+        return Output(states if outputs else None, {layer: hidden[layer] for layer in layers})
+
+    def release(self, head: bool) -> None:
+        """Give the model's weights back to memory, but for the head where that is still wanted."""
+        self.model.to("meta")
+        if not head:
+            self._head = Head(None)
+
+    @cached_property
+    @torch.no_grad()
+    def _readable(self) -> bool:
+        """Whether hidden state n is what goes into block n (from 0): tried on a small probe."""
+        if not self.plain or blocks_of(self.model) is None:
+            return False
+        ids = torch.arange(4, device=self.model.device)[None]
+        states = self.model.base_model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states[:-1]
+        with _reading(self.model, set(range(len(states))), None) as found:
+            self.model.base_model(input_ids=ids, use_cache=False)
+        return len(found) == len(states) and all(torch.equal(found[n], state) for n, state in enumerate(states))
 
     @torch.no_grad()
     def keeps_apart(self) -> bool:
@@ -78,6 +127,45 @@ class Forward:
             return False
         finally:
             self.model.train(training)
+
+
+def check_apart(forward: Forward) -> None:
+    """Raises InputError where documents of one block would see each other though positions begin anew."""
+    if not forward.keeps_apart():
+        raise InputError(
+            f"data.attention: the documents of a block cannot be kept apart in a model of the family "
+            f"{forward.model.config.model_type}; write block"
+        )
+
+
+def _options(ids: torch.Tensor, positions: torch.Tensor | None) -> dict[str, Any]:
+    options = {"input_ids": ids, "use_cache": False}
+    return options if positions is None else options | {"position_ids": positions}
+
+
+@contextmanager
+def _reading(model: Any, layers: set[int], last: int | None) -> Iterator[dict[int, torch.Tensor]]:
+    """Inputs of these blocks, filled in by a pass of the model. The pass ends with _Enough before block `last`."""
+    found: dict[int, torch.Tensor] = {}
+
+    def reader(layer: int) -> Any:
+        def keep(block: Any, inputs: tuple, options: dict[str, Any]) -> None:
+            found[layer] = inputs[0] if inputs else options["hidden_states"]
+            if layer == last:
+                raise _Enough
+
+        return keep
+
+    hooks = [
+        block.register_forward_pre_hook(reader(layer), with_kwargs=True)
+        for layer, block in enumerate(blocks_of(model))
+        if layer in layers
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def head_of(model: Any) -> Head:

@@ -97,7 +97,7 @@ class Learner:
         with ExitStack() as stack:
             reader = stack.enter_context(QKV(self.model, blocks[0])) if blocks else None
             output = self.forward(batch.ids, batch.keep, batch.positions, aligned or penalty > 0)
-        taught = signal.outputs.first(self.forward.rows) if self.taught else None
+        taught = signal.outputs_for(self.recipe, self.forward.rows) if self.taught else None
         objective = _objective(self.recipe) if self.taught else Objective()
         loss = fused_loss(output.states, self.forward.head, batch.targets, taught, objective)
         if aligned:

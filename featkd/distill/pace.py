@@ -42,16 +42,19 @@ def seconds(learners: list[Learner], teacher: Any, blocks: np.ndarray, work: Wor
     features = any(learner.aligned for learner in learners)
     shallow = teacher and _model(_at_depth(teacher.config, min(DEPTHS[-1], teacher.config.num_hidden_layers)), run)
 
+    def layers(config: Any) -> set[int]:
+        return set(range(config.num_hidden_layers + 1)) if features else set()
+
     def of_teacher(config: Any) -> list[float]:
         forward = Forward(_model(config, run).eval())
-        return _timed([lambda: online(forward, batch, features, set(), run)], run)
+        return _timed([lambda: online(forward, batch, layers(config), set(), run)], run)
 
     def of_student(config: Any, recipe: Recipe) -> list[float]:
         if recipe:  # pairs that fit any depth, and no hooks
             recipe = recipe.model_copy(update={"layer_pairs": "uniform", "relation_weight": 0.0})
         learner = Learner("", _model(config, run), 0, recipe, training)
         learner.prepare(shallow, blocks, run)
-        signal = online(Forward(shallow), batch, features, set(), run) if shallow else Signal()
+        signal = online(Forward(shallow), batch, layers(shallow.config), set(), run) if shallow else Signal()
         step = [
             lambda: learner.add_gradients(signal, batch, 0, 1, run),
             lambda: learner.update(0, 1),

@@ -5,12 +5,12 @@ import tiny_models
 from test_engine import SMALL, blocks_of, students
 
 from featkd.align.head import BUDGET_BYTES
-from featkd.distill.estimate import parameters, student_need, teacher_need
+from featkd.distill.estimate import Need, parameters, passes, student_need, teacher_need
 from featkd.distill.runtime import Runtime
 from featkd.models import given
 from featkd.models.student import student_config
 from featkd.spec import Optimisation
-from featkd.teaching import Distillation
+from featkd.teaching import Distillation, TeacherSignal
 
 TRAINING = Optimisation(tokens=1, batch_size=4)
 
@@ -45,3 +45,20 @@ def test_a_teacher_s_states_count_where_someone_learns_from_them(folder):
     assert plain.held == features.held == 4 * parameters(config)
     assert features.at_work - plain.at_work == (config.num_hidden_layers - 1) * 4 * 32 * config.hidden_size * 4
     assert teacher_need(config, TRAINING, 32, False, bf16=True).at_work - plain.at_work == 2 * parameters(config)
+
+
+def test_a_teacher_whose_signal_is_cached_goes_once_the_students_are_made(folder):
+    config = given.configuration(folder / "teacher")
+
+    def need(aligned=True, **signal):
+        return teacher_need(config, TRAINING, 32, aligned, False, TeacherSignal(**signal))
+
+    online, whole = need(), 4 * parameters(config)
+    assert need(outputs="top-k").held == need(features="int8").held == online.held == whole, "hidden states are online"
+    gone, head = need(outputs="top-k", features="int8"), need(False, outputs="last-hidden")
+    assert (gone.held, gone.at_first) == (0, whole)
+    assert (head.held, head.at_first) == (4 * config.vocab_size * config.hidden_size, whole)
+    assert online.at_work - gone.at_work == 4 * 32 * (4 * config.vocab_size - 12 * 64)
+    student, room = Need(300, 10), 500_000_000
+    assert passes(Need(0, 5, 1000), [student] * 2, room + 1200, "cpu") == [[0, 1]]
+    assert passes(Need(0, 5, 1000), [student] * 2, room + 1199, "cpu") == [[0], [1]], "all are made while it is there"

@@ -19,6 +19,7 @@ from featkd.result import (
     Quality,
     Roi,
     Score,
+    Signal,
     Training,
 )
 
@@ -31,6 +32,13 @@ TTFT_MS = {"teacher": 18.37, "sft": 6.21, "logit-kd": 6.24, "feature-kd": 6.19}
 DECODE = {"teacher": 131.6, "sft": 402.3, "logit-kd": 399.8, "feature-kd": 403.1}
 OWN_SECONDS = {"logit-kd": 60.0, "feature-kd": 63.6}
 ALIGNMENT = Alignment(layer_map="uniform", layer_pairs=[(0, 0), (1, 2)], projector="linear", guarded=True)
+OF_OUTPUTS = Signal(outputs="top-k", top_k=64, bytes_per_token=384, bytes=80_000_000, coverage=0.9613)
+SIGNALS = {
+    "logit-kd": OF_OUTPUTS,
+    "feature-kd": OF_OUTPUTS.model_copy(
+        update={"features": "int8", "layers": [0, 2], "dimensions": 64, "bytes_per_token": 520, "cosine": 0.98765}
+    ),
+}
 VERDICTS = {"sft": "no-go", "logit-kd": "inconclusive", "feature-kd": "go"}
 
 
@@ -63,6 +71,7 @@ def candidate(arm: str, size: str = "s", precision: str = "fp32", shrink: float 
             weights_sha256=digest("weights" + arm + size),
             curve=curve(arm, tokens, shrink),
             alignment=ALIGNMENT if arm == "feature-kd" else None,
+            signal=SIGNALS.get(arm),
         ),
         parity=Parity(passed=True, max_abs_difference=2.1e-5, tolerance=1e-4, argmax_agreement=1.0, tokens=512),
         quality=Quality(tasks=quality),

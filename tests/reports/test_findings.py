@@ -5,8 +5,8 @@ import pytest
 from lxml import html
 
 from featkd.align.projectors import KINDS
-from featkd.result import Decision, GateOutcome, Interval, Quality, Recommendation
-from reports import alignment, findings, limits, text, view
+from featkd.result import Decision, GateOutcome, Interval, Quality, Recommendation, Signal
+from reports import alignment, findings, limits, signal, text, view
 from reports.page import render, summary_markdown
 
 EN, JA = text.load("en"), text.load("ja")
@@ -159,6 +159,19 @@ def test_a_page_tells_how_states_were_aligned_and_what_the_guard_did():
     assert "学習の 42% の時点で" in alignment.stated(aligned(dropped_at=0.417), JA)[0]
     page = html.fromstring(render(aligned(), "en"))
     assert page.xpath("//section[@id='glossary']") and page.xpath("//a[@href='#glossary']")
+
+
+def test_a_page_tells_what_was_kept_of_the_teacher():
+    of_outputs, of_all = signal.stated(make_results.full(), EN)
+    assert of_outputs.startswith("logit-kd: It learned from what one pass of the teacher left on the disk")
+    assert "384 bytes per token" in of_outputs and "64 likeliest next tokens, which hold 96.1%" in of_outputs
+    assert "inner states" not in of_outputs
+    assert "64 directions were kept" in of_all and "cosine to the true ones is 0.988" in of_all
+    assert "64 方向を各 8 ビット" in signal.stated(make_results.full(), JA)[1]
+    exact = Signal(outputs="last-hidden", features=None, bytes_per_token=256, bytes=1_000, kl=1.234e-5)
+    training = make_results.full().candidates["sft"].training.model_copy(update={"signal": exact})
+    (said, *_) = signal.stated(with_student(make_results.full(), "sft", training=training), EN)
+    assert "rounded to 16 bits: 0.000012 nats per token away" in said
 
 
 def test_every_code_of_an_alignment_has_words():

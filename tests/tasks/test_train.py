@@ -1,7 +1,9 @@
 """Students into the store: only what is missing is trained, in as many passes as memory asks for, on from where a run
 was ended. And what is told of a teacher that the user gave."""
 
+import contextlib
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -12,9 +14,19 @@ from featkd import specfile
 from featkd.child import run_child
 from featkd.distill.estimate import Need, passes
 from featkd.errors import InputError
+from featkd.models import given
 from featkd.result import Training
-from tasks import plan, train
+from tasks import plan, signal, train
 from tasks.context import Context
+
+TREE = {
+    "name": "x",
+    "data": {"files": ["a.txt"]},
+    "students": [{"name": "s", "layers": 1, "hidden_size": 16, "heads": 2, "intermediate_size": 32}],
+    "block_size": 32,
+    "latency": {"prompt_tokens": 8, "new_tokens": 8},
+    "training": {"tokens": 20 * 4 * 32, "batch_size": 4},
+}
 
 
 @pytest.fixture(scope="module")
@@ -25,15 +37,7 @@ def made(tmp_path_factory):
 
 def distilled(made, root, **changes):
     """(arm, size, seed) to model, and the line that the stage said."""
-    tree = {
-        "name": "x",
-        "data": {"files": ["a.txt"]},
-        "teacher": {"model": str(made / "teacher")},
-        "students": [{"name": "s", "layers": 1, "hidden_size": 16, "heads": 2, "intermediate_size": 32}],
-        "block_size": 32,
-        "latency": {"prompt_tokens": 8, "new_tokens": 8},
-        "training": {"tokens": 20 * 4 * 32, "batch_size": 4},
-    }
+    tree = TREE | {"teacher": {"model": str(made / "teacher")}}
     context = Context(specfile.validate(tree | changes), root)
     teacher = train.Model(made / "teacher", "digest", Training(parameters=1))
     found = train.distil.fn(context, teacher, SimpleNamespace(path=made, key="blocks"))
@@ -95,6 +99,79 @@ def test_passes_and_a_run_that_was_ended_change_no_weights(made, first, tmp_path
     assert note == "3 trained, 0 reused; 2 passes of the teacher"
     assert "2 students go on from the checkpoint" in capsys.readouterr().err
     assert not list((tmp_path / ".featkd" / "checkpoints").iterdir()), "nothing is left"
+
+
+def test_a_cached_signal_is_made_once_and_learned_from_by_all_who_come(made, first, tmp_path, capsys):
+    cached = {"teacher_signal": {"outputs": "top-k", "top_k": 8, "features": "int8"}}
+    found, note = distilled(made, tmp_path, **cached)
+    assert note == "3 trained, 0 reused"
+    assert re.search(r"signal +made .* 68 bytes per token, 0.1 MB; 9.\d% of the pr.*; cos", capsys.readouterr().err)
+    assert digests(found)["sft", "s", 0] == digests(first[1])["sft", "s", 0], "it has no teacher"
+    trained = {arm: model.training for (arm, _, _), model in found.items()}
+    parts = list((tmp_path / ".featkd" / "store" / "signal").glob("*/manifest.json"))
+    seconds = sum(json.loads(part.read_text())["meta"]["seconds"] for part in parts)
+    assert seconds / 2 < trained["logit-kd"].teacher_seconds == trained["feature-kd"].teacher_seconds < seconds
+    assert trained["sft"].signal is None and trained["sft"].teacher_seconds == 0
+    of_outputs, of_all = trained["logit-kd"].signal, trained["feature-kd"].signal
+    assert (of_outputs.outputs, of_outputs.top_k, of_outputs.bytes_per_token) == ("top-k", 8, 8 * (4 + 2))
+    assert (of_outputs.features, of_outputs.cosine) == (None, None) and 0 < of_outputs.coverage < 1
+    assert (of_all.features, of_all.layers, of_all.bytes_per_token) == ("int8", [0], 8 * (4 + 2) + 16 + 4)
+
+    found, note = distilled(made, tmp_path, **cached, ablations={"no-norm": {"norm_weight": 0}})
+    assert note == "1 trained, 3 reused" and re.search("signal +reused", capsys.readouterr().err)
+    added = found["feature-kd-no-norm", "s", 0].training
+    assert seconds / 3 < added.teacher_seconds < seconds / 2, "its share of what the making took, and its reading"
+    shutil.rmtree(tmp_path / ".featkd" / "store" / "signal")
+    assert distilled(made, tmp_path, **cached)[1] == "0 trained, 3 reused", "a cache that has done its work may go"
+
+
+def wanted_parts(made, root, **changes):
+    """Keys of the students by arm, and the parts of a signal that they want."""
+    tree = TREE | {"teacher": {"model": str(made / "teacher")}} | changes
+    context = Context(specfile.validate(tree), root)
+    config = given.configuration(made / "teacher")
+    students = plan.wanted(context, "digest", "blocks")
+    parts = {student["arm"]: list(signal.parts(context.spec, student, config)) for student in students}
+    return {student["arm"]: student["key"] for student in students}, parts
+
+
+def test_a_student_wants_the_parts_it_learns_from_and_only_those_make_it_another(made, tmp_path):
+    keys, parts = wanted_parts(made, tmp_path)
+    assert not any(parts.values())
+    ablations = {"a": {"layer_pairs": [[1, 1]], "temperature": 2}, "b": {"layer_pairs": "auto"}}
+    cached = {"outputs": "top-k", "features": "int8"}
+    other, parts = wanted_parts(made, tmp_path, teacher_signal=cached, ablations=ablations)
+    assert parts == {
+        "sft": [],
+        "logit-kd": ["top-64-at-1"],
+        "feature-kd": ["top-64-at-1", "layer-0"],
+        "feature-kd-a": ["top-64-at-2", "layer-1"],
+        "feature-kd-b": ["top-64-at-1", "layer-0", "layer-1"],
+    }
+    assert [other[arm] == keys[arm] for arm in keys] == [True, False, False]
+    features, parts = wanted_parts(made, tmp_path, teacher_signal={"features": "int8", "top_k": 3})
+    assert parts["logit-kd"] == [] and parts["feature-kd"] == ["layer-0"]
+    assert [features[arm] == keys[arm] for arm in keys] == [True, True, False]
+
+
+def test_a_cache_is_of_its_teacher_its_text_and_what_is_asked_of_it(made, tmp_path, monkeypatch):
+    taken = []
+    monkeypatch.setattr(signal, "_make", lambda context, teacher, tokens, missing: taken.append(missing) or {})
+    tree = TREE | {"teacher": {"model": str(made / "teacher")}}
+
+    def identity(teacher="t", tokens="k", part=None, **changes):
+        context = Context(specfile.validate(tree | changes), tmp_path)
+        blocks = SimpleNamespace(path=made, key=tokens)
+        with contextlib.suppress(KeyError):  # nothing was made
+            signal.obtain(context, made / "teacher", teacher, blocks, {"x": part or {"kind": "last-hidden"}})
+        return taken[-1]["x"]["identity"]
+
+    same = identity()
+    longer, shorter = ({"training": {"tokens": n * 4 * 32, "batch_size": 4}} for n in (40, 2))
+    assert identity(**longer) == same, "more epochs take the same blocks"
+    others = [identity(teacher="u"), identity(tokens="l"), identity(part={"kind": "top-k"}), identity(**shorter)]
+    others.append(identity(compute={"precision": "bf16"}))
+    assert len({same, *others}) == 6
 
 
 def test_as_many_students_side_by_side_as_memory_has_room_for():
