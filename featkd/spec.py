@@ -56,7 +56,7 @@ class Data(Section):
     attention: Literal["document", "block"] = Field(
         "document",
         description="What a training token attends to. document: its own document alone, as when it is scored; block: "
-        "whatever stands before it in its block, other documents too.",
+        "whatever stands before it in its block, other documents too: faster, the more so the longer the block.",
     )
     label_field: str | None = Field(
         None, description="Column with a class, for the heldout_routing task; training documents end with it."

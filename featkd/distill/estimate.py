@@ -3,7 +3,8 @@ bench-engine on a processor; not yet held against an accelerator.
 
 Held for the whole pass: the teacher's weights; per student weights and two moments of AdamW, float32, its projectors
 too. At work, one student after the other: what the teacher says of a micro-batch, the student's gradients and the
-activations that its backward pass needs; under bf16 a copy of the weights in that type.
+activations that its backward pass needs, in every layer a mask [blocks, block, block] that keeps documents apart; under
+bf16 a copy of the weights in that type.
 """
 
 from typing import Any, NamedTuple
@@ -65,7 +66,7 @@ def student_need(
     gradients = trained * FLOAT
     several = training.micro_batch_size not in (None, training.batch_size)
     mlp = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
-    per_token = config.num_hidden_layers * (WIDTHS * config.hidden_size + MLP_WIDTHS * mlp) * FLOAT
+    per_token = config.num_hidden_layers * (WIDTHS * config.hidden_size + MLP_WIDTHS * mlp + block_size) * FLOAT
     activations = _tokens(training, block_size) * per_token + BUDGET_BYTES[device] + trained * BF16 * bf16
     if several:  # gradients of all students wait for the last micro-batch
         return Need(3 * trained * FLOAT + gradients, activations)
