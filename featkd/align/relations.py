@@ -149,8 +149,7 @@ class QKV:
         layers, family = model.config.num_hidden_layers, model.config.model_type
         if not 1 <= block <= layers:
             raise InputError(f"distillation.layer_pairs: {block} has no Q, K and V; write a block from 1 to {layers}")
-        lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
-        blocks = next((found for found in lists if len(found) == layers), [torch.nn.Module()] * layers)
+        blocks = blocks_of(model) or [torch.nn.Module()] * layers
         self._projections, self._split = _projections(blocks[block - 1], model.config)
         self._seen: dict[torch.nn.Module, torch.Tensor] = {}
         if not self._projections:
@@ -170,6 +169,12 @@ class QKV:
     def take(self) -> States:
         """(Q, K, V) of the last forward pass, each [batch, block, its width], with their graph. They go only once."""
         return self._split(*(self._seen.pop(projection) for projection in self._projections))
+
+
+def blocks_of(model: Any) -> list[torch.nn.Module]:
+    """The decoder blocks of any family, in their order; none where they are not found."""
+    lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
+    return list(next((found for found in lists if len(found) == model.config.num_hidden_layers), []))
 
 
 def _projections(block: torch.nn.Module, config: Any) -> tuple[list[torch.nn.Module], Callable[..., States]]:
