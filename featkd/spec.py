@@ -195,6 +195,11 @@ class Spec(Section):
             raise ValueError(
                 "seeds: init: copy and a given model start from the same weights with every seed; write one seed"
             )
+        for field, training in {"training": self.training, "teacher.train": self.teacher.train}.items():
+            size = training and (training.micro_batch_size or training.batch_size)
+            if size and size % self.compute.processes:
+                name = "micro_batch_size" if training.micro_batch_size else "batch_size"
+                raise ValueError(f"compute.processes: {self.compute.processes} must divide {field}.{name} {size}")
         if self.teacher.train:
             self.check_latency_fits(self.block_size)
         if "heldout_routing" in self.quality.tasks and not (self.data.builtin or self.data.label_field):

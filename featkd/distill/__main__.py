@@ -3,6 +3,7 @@
 Job {"mode": "teacher", "tokenizer", ...} trains a teacher from nothing, {"mode": "students", "teacher", "students"}
 a group of students on one teacher pass. Folders are written under "out", one per model. Checkpoints, if wanted, are
 written to and looked for in the folder "checkpoints"; "identity" is the digest of what the job's weights depend on.
+With "compute": {"processes": N} it starts N of itself (launch.py), and the first of them tells.
 """
 
 from collections.abc import Callable
@@ -12,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from featkd import spec
-from featkd.child import serve
-from featkd.distill import engine
+from featkd.distill import engine, launch, parallel
 from featkd.distill.checkpoint import Checkpoints
 from featkd.distill.learner import Learner
 from featkd.distill.runtime import runtime
@@ -28,7 +28,10 @@ Emit = Callable[..., None]
 
 
 def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
-    """Returns {"models": {name: meta}, "teacher_seconds"}; meta is a result.Training less the teacher's share."""
+    """Returns {"models": {name: meta}, "teacher_seconds"}; meta is a result.Training less the teacher's share.
+
+    Beside it the number of processes and, per model, how many parameters are of which type, as found after training.
+    """
     from transformers import AutoTokenizer
 
     compute = Compute.model_validate(job["compute"])
@@ -51,8 +54,17 @@ def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
         checkpoints,
         failed,
     )
+    trained = {learner.name: learner.model for learner in learners} | ({"teacher": teacher} if teacher else {})
+    found = {
+        "teacher_seconds": summary["teacher_seconds"],
+        "bf16": run.bf16,
+        "device": run.device,
+        "world_size": parallel.world_size(),
+        "parameter_types": {name: parallel.parameter_types(model) for name, model in trained.items()},
+    }
     models = {learner.name: _save(learner, tokenizer, summary, Path(job["out"])) for learner in learners}
-    return {"models": models, "teacher_seconds": summary["teacher_seconds"], "bf16": run.bf16, "device": run.device}
+    run.processes.leave()
+    return {"models": models, **found}
 
 
 def _from_nothing(job: dict[str, Any], tokenizer: Any) -> tuple[None, list[Learner]]:
@@ -77,9 +89,14 @@ def _students(job: dict[str, Any]) -> tuple[Any, list[Learner]]:
 
 
 def _save(learner: Learner, tokenizer: Any, summary: dict[str, Any], out: Path) -> dict[str, Any]:
-    """The plain model and its tokenizer, and nothing of the projectors."""
-    folder, memory_bytes = out / learner.name, learner.memory_bytes()
-    learner.model.eval().to("cpu").save_pretrained(folder)
+    """The plain model and its tokenizer, and nothing of the projectors. Of several processes the first writes."""
+    folder, memory_bytes, model = out / learner.name, learner.memory_bytes(), learner.model.eval()
+    if learner.processes.mesh is None:
+        model.to("cpu")
+    whole = learner.processes.gathered(model.state_dict())
+    if learner.processes.rank:
+        return {}
+    model.save_pretrained(folder, state_dict=whole)
     tokenizer.save_pretrained(folder)
     weights = sorted(folder.glob("*.safetensors"))
     return {
@@ -96,4 +113,4 @@ def _save(learner: Learner, tokenizer: Any, summary: dict[str, Any], out: Path) 
 
 
 if __name__ == "__main__":
-    serve(main)
+    launch.run("featkd.distill", main)

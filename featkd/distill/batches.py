@@ -20,7 +20,7 @@ class MicroBatch(NamedTuple):
 
     ids, valid, keep [blocks, block]: valid is what belongs to the text that is learned, keep marks the positions whose
     next token is learned, targets [tokens] are those tokens. share: its part of the batch's learned tokens. last: the
-    batch ends with it.
+    batch ends with it. Of several processes each has another part of the same micro-batch, and its number.
     """
 
     number: int
@@ -33,15 +33,20 @@ class MicroBatch(NamedTuple):
 
 
 def micro_batches(batch: np.ndarray, size: int | None, run: Runtime) -> Iterator[MicroBatch]:
-    """A batch int32 [2, blocks, block] in parts of `size` blocks; parts where nothing is learned are left out."""
+    """A batch int32 [2, blocks, block] in parts of `size` blocks; parts where nothing is learned are left out.
+
+    One of several processes whose own part has nothing to learn takes part all the same, at a share of 0.
+    """
     learned_tokens = (batch[1][:, 1:] != IGNORED).sum(axis=1)
     size = size or batch.shape[1]
     starts = [start for start in range(0, batch.shape[1], size) if learned_tokens[start : start + size].any()]
     for number, start in enumerate(starts):
-        ids, labels = on_device(batch[:, start : start + size], run)
+        own = run.processes.part(batch[:, start : start + size])
+        share = int((own[1][:, 1:] != IGNORED).sum()) / int(learned_tokens.sum())
+        ids, labels = on_device(own if share else np.stack([own[0], own[0]]), run)
         keep, targets = learned(labels)
-        share = len(targets) / int(learned_tokens.sum())
-        yield MicroBatch(number, ids, labels != IGNORED, keep, targets, share, number == len(starts) - 1)
+        place = number * run.processes.count + run.processes.rank
+        yield MicroBatch(place, ids, labels != IGNORED, keep, targets, share, number == len(starts) - 1)
 
 
 def batches(blocks: np.ndarray, batch_size: int, steps: int) -> Iterator[np.ndarray]:
@@ -70,22 +75,24 @@ def learned(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.no_grad()
 def block_losses(forward: Forward, blocks: np.ndarray, run: Runtime, batch_size: int) -> np.ndarray:
-    """Cross-entropy of every block with a learned token: its sum in nats and its tokens, [blocks, 2]."""
+    """Cross-entropy of every block with a learned token: its sum in nats and its tokens, [blocks, 2].
+
+    Several processes divide the blocks, and all know all losses.
+    """
     forward.model.eval()
+    blocks = blocks[:, (blocks[1][:, 1:] != IGNORED).any(axis=1)]
+    own = blocks[:, run.processes.in_turns(blocks.shape[1])]
     found = [np.empty((0, 2))]
-    for start in range(0, blocks.shape[1], batch_size):
-        ids, labels = on_device(blocks[:, start : start + batch_size], run)
+    for start in range(0, own.shape[1], batch_size):
+        ids, labels = on_device(own[:, start : start + batch_size], run)
         keep, targets = learned(labels)
-        if not len(targets):
-            continue
         with run.autocast():
             losses = token_losses(forward(ids, keep).states, forward.head, targets)
         per_block = torch.zeros(len(ids), device=ids.device, dtype=torch.float64)
         per_block.index_add_(0, keep.nonzero()[:, 0], losses.double())
-        both = torch.stack([per_block, keep.sum(1).double()], 1)
-        found.append(both[both[:, 1] > 0].cpu().numpy())
+        found.append(torch.stack([per_block, keep.sum(1).double()], 1).cpu().numpy())
     forward.model.train()
-    return np.concatenate(found)
+    return run.processes.together(np.concatenate(found), blocks.shape[1])
 
 
 def mean_loss(losses: np.ndarray) -> float:

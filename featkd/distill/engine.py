@@ -1,11 +1,12 @@
 """One teacher pass, many students: every student sees the same batches and learns from the same teacher forward.
 
 Students are independent of each other: own random state, own optimiser, own clipping. Trained alone or beside
-others they get the same weights, bit for bit, on the same machine with the same number of threads.
+others they get the same weights, bit for bit, on the same machine with the same number of threads and processes.
 """
 
 import copy
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,16 +74,18 @@ def train(
         done = (step + 1) * training.batch_size * block
         if step + 1 in marks:
             _look(learners, everyone, twins, valid_blocks, done, (step + 1) / steps, run)
-        if checkpoints and checkpoints.due():
+        if checkpoints and run.processes.as_the_first(checkpoints.due()):
             checkpoints.save(step + 1, everyone, teacher_seconds)
         rate = (step + 1 - begun["step"]) * training.batch_size * block / (run.clock() - started)
-        on_step(step=step + 1, steps=steps, loss=losses[everyone[0]], tokens_per_s=rate)
+        on_step(step=step + 1, steps=steps, loss=run.processes.total(losses[everyone[0]]), tokens_per_s=rate)
     return {"teacher_seconds": teacher_seconds, "steps": steps, "tokens": steps * training.batch_size * block}
 
 
 def _ready(teacher: Any | None, learners: list[Learner], train_blocks: np.ndarray, run: Runtime) -> Forward | None:
     if teacher is not None:
-        teacher.to(run.device).eval().requires_grad_(False)
+        teacher.requires_grad_(False)
+        run.processes.shard(teacher)
+        teacher.to(run.device).eval()
     for learner in learners:
         learner.prepare(teacher, train_blocks, run)
     return Forward(teacher) if teacher is not None else None
@@ -110,6 +113,7 @@ def _look(
 ) -> None:
     """Held-out losses, for the curves and for the guard."""
     size = learners[0].training.micro_batch_size or learners[0].training.batch_size
+    size //= run.processes.count
     found = {learner: block_losses(learner.forward, valid_blocks, run, size) for learner in everyone}
     for learner in everyone:
         learner.curve.append({"tokens": tokens, "validation_loss": mean_loss(found[learner])})
@@ -126,7 +130,9 @@ def _not_finite(
 ) -> RunError:
     kept = ""
     if failed:
-        np.save(failed, blocks)
+        own = failed.with_stem(f"{failed.stem}-{os.getpid()}")  # several processes may come to this at once
+        np.save(own, blocks)
+        own.replace(failed)
         kept = f"; the batch is in {failed}"
     if signal.outputs is not None and not signal.outputs.hidden.isfinite().all():
         return RunError(
