@@ -135,8 +135,9 @@ def _tail(log_path: Path) -> list[str]:
     return [line for line in text.splitlines() if line.strip()][-TAIL_LINES:]
 
 
-def serve(main: Callable[[dict[str, Any], Callable[..., None]], dict[str, Any]]) -> None:
-    """The child's side: `main(job, emit)` does the work and returns plain JSON values.
+def serve(main: Callable[[dict[str, Any], Callable[..., None]], dict[str, Any] | None]) -> None:
+    """The child's side: `main(job, emit)` does the work and returns plain JSON values; None where another process of
+    the same child tells the result.
 
     Events go to the real stdout; what libraries print goes to stderr, so that it cannot garble them.
     """
@@ -158,7 +159,8 @@ def serve(main: Callable[[dict[str, Any], Callable[..., None]], dict[str, Any]])
         traceback.print_exc()
         _fail(emit, "run", f"{type(error).__name__}: {error}")
     else:
-        emit("done", **result)
+        if result is not None:
+            emit("done", **result)
 
 
 def _fail(emit: Callable[..., None], kind: str, message: str) -> None:

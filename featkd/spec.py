@@ -209,6 +209,13 @@ class Spec(Section):
                 "seeds: init: copy, slice and pca and a given model start from the same weights with every seed; "
                 "write one seed"
             )
+        if self.compute.sharding == "fsdp" and self.teacher_signal.cached:
+            raise ValueError("teacher_signal: a cached one goes with whole models; write compute.sharding: none")
+        for field, training in {"training": self.training, "teacher.train": self.teacher.train}.items():
+            size = training and (training.micro_batch_size or training.batch_size)
+            if size and size % self.compute.processes:
+                name = "micro_batch_size" if training.micro_batch_size else "batch_size"
+                raise ValueError(f"compute.processes: {self.compute.processes} must divide {field}.{name} {size}")
         if self.teacher.train:
             self.check_latency_fits(self.block_size)
         if "heldout_routing" in self.quality.tasks and not (self.data.builtin or self.data.label_field):

@@ -63,12 +63,30 @@ class Compute(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="Training arithmetic. auto: bf16 where the processor multiplies it fast, else fp32."
     )
+    processes: int = Field(
+        1,
+        ge=1,
+        description="Processes that train together, each on its part of every batch: one per accelerator, or on the "
+        "processor, where they divide its threads. Must divide micro_batch_size.",
+    )
+    sharding: Literal["none", "fsdp"] = Field(
+        "none",
+        description="fsdp: every process holds only its part of the blocks of teacher and students (FSDP2), for models "
+        "too large for one accelerator. Embeddings and head stay whole in each.",
+    )
     memory_gb: float | None = Field(
         None,
         gt=0,
         description="Memory for training, in GB of 10^9 bytes; students that do not fit beside each other are trained "
-        "in further passes of the teacher. Default: what is free.",
+        "in further passes of the teacher. Of each accelerator; on a processor of all processes together. Default: "
+        "what is free.",
     )
     checkpoint_minutes: float = Field(
         5.0, ge=0, description="Time between checkpoints of a training; a killed run goes on from the last one."
     )
+
+    @model_validator(mode="after")
+    def _something_to_divide_among(self) -> "Compute":
+        if self.sharding == "fsdp" and self.processes == 1:
+            raise ValueError("sharding: fsdp divides models among processes: write processes: 2 or more, or none")
+        return self

@@ -47,7 +47,8 @@ def _warn_of_size(name: str, own: int, its: int) -> None:
 def _check_memory(spec: Spec, teacher: Any) -> None:
     device = environment.device(spec.compute)
     everyone = [(arm, size) for size in spec.students for arm in spec.recipes()]
-    passes(*plan.needs(spec, teacher, everyone, device), plan.memory_bytes(spec.compute, device), device)
+    needs, room = plan.needs(spec, teacher, everyone, device), plan.memory_bytes(spec.compute, device)
+    passes(*needs, room, device, spec.compute.processes)
 
 
 def _given_teacher(spec: Spec) -> Any:

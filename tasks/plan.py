@@ -74,7 +74,8 @@ def side_by_side(context: Context, teacher: Path, missing: dict[str, Wanted]) ->
     rest = list(left.values())
     places = [(student["arm"], Student.model_validate(student["size"])) for student in rest]
     room = memory_bytes(context.spec.compute, context.device)
-    found = passes(*needs(context.spec, given.configuration(teacher), places, context.device), room, context.device)
+    teacher_and_students = needs(context.spec, given.configuration(teacher), places, context.device)
+    found = passes(*teacher_and_students, room, context.device, context.spec.compute.processes)
     if len(found) > 1:
         say(f"distil: {len(found)} passes of the teacher, for {room / 1e9:.1f} GB hold no more students at a time")
     return groups + [[rest[place] for place in group] for group in found]
@@ -91,13 +92,15 @@ def needs(spec: Spec, teacher: Any, places: list[tuple[str, Student]], device: s
     for arm, size in places:
         recipe = recipes[arm]
         need = student_need(
-            student_config(size, teacher), teacher, recipe, spec.training, spec.block_size, device, bf16
+            student_config(size, teacher), teacher, recipe, spec.training, spec.block_size, device, bf16, spec.compute
         )
         twin = recipe is not None and recipe.has_features and recipe.guard and "logit-kd" not in recipes
         found.append(need._replace(held=2 * need.held) if twin else need)
     features = any(recipes[arm] is not None and recipes[arm].has_features for arm, _ in places)
-    signal = spec.teacher_signal
-    return teacher_need(teacher, spec.training, spec.block_size, features, bf16, signal), found
+    of_teacher = teacher_need(
+        teacher, spec.training, spec.block_size, features, bf16, spec.compute, spec.teacher_signal
+    )
+    return of_teacher, found
 
 
 def memory_bytes(limits: Compute, device: str) -> int:

@@ -19,7 +19,8 @@ TTY_PERIOD_S = 0.2
 
 
 class Progress:
-    """Called with {"event": "progress", "step", "steps", "loss"?, "tokens_per_s"?, "note"?}; others are ignored.
+    """Called with {"event": "progress", "step", "steps", "loss"?, "tokens_per_s"?, "note"?}, and before the first of
+    them with {"event": "estimate", "seconds"}; others are ignored.
 
     On a terminal one line that is overwritten; elsewhere one line every 10 s. The artifact follows every 10 s, where
     there is a task run that it can belong to.
@@ -42,6 +43,8 @@ class Progress:
             self._write("\r\x1b[K")
 
     def __call__(self, event: dict[str, Any]) -> None:
+        if event.get("event") == "estimate":
+            self._write(f"{self.name:<12} about {_duration(event['seconds'])} in all on this machine\n")
         if event.get("event") != "progress":
             return
         now = time.monotonic()
@@ -84,7 +87,7 @@ class Progress:
             parts.append(f"{event['tokens_per_s']:,.0f} tokens/s")
         if step > self.first_step:
             left = (now - self.start) / (step - self.first_step) * (steps - step)
-            parts.append(f"{left:.0f} s left")
+            parts.append(f"{_duration(left)} left")
         if event.get("note"):
             parts.append(str(event["note"]))
         return "  ".join(parts)
@@ -92,3 +95,10 @@ class Progress:
     def _write(self, text: str) -> None:
         self.stream.write(text)
         self.stream.flush()
+
+
+def _duration(seconds: float) -> str:
+    """In the unit that a reader would choose."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

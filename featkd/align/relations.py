@@ -137,12 +137,6 @@ def _log_relations(states: torch.Tensor, heads: int) -> tuple[torch.Tensor, torc
     return a, F.log_softmax((a @ a.mT).masked_fill_(future, torch.finfo(torch.float32).min), dim=-1)
 
 
-def blocks_of(model: Any) -> torch.nn.ModuleList | None:
-    """The model's blocks in their order; None where they are not found."""
-    lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
-    return next((found for found in lists if len(found) == model.config.num_hidden_layers), None)
-
-
 class QKV:
     """Reads what the query, key and value projections of one block put out: before rotation and norms of heads.
 
@@ -175,6 +169,12 @@ class QKV:
     def take(self) -> States:
         """(Q, K, V) of the last forward pass, each [batch, block, its width], with their graph. They go only once."""
         return self._split(*(self._seen.pop(projection) for projection in self._projections))
+
+
+def blocks_of(model: Any) -> list[torch.nn.Module]:
+    """The decoder blocks of any family, in their order; none where they are not found."""
+    lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
+    return list(next((found for found in lists if len(found) == model.config.num_hidden_layers), []))
 
 
 def _projections(block: torch.nn.Module, config: Any) -> tuple[list[torch.nn.Module], Callable[..., States]]:

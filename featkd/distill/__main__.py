@@ -4,6 +4,7 @@ Job {"mode": "teacher", "tokenizer", ...} trains a teacher from nothing, {"mode"
 a group of students on one teacher pass; where they have "signal" and "parts", on what {"mode": "signal", "parts"} has
 kept of it. Folders are written under "out", one per model or part. Checkpoints, if wanted, are written to and looked
 for in the folder "checkpoints"; "identity" is the digest of what the job's weights depend on.
+With "compute": {"processes": N} it starts N of itself (launch.py), and the first of them tells.
 """
 
 import copy
@@ -14,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from featkd import spec
-from featkd.child import serve
-from featkd.distill import engine, make_cache
+from featkd.distill import engine, launch, make_cache, pace, parallel
 from featkd.distill.alignment import PROBE_TOKENS
 from featkd.distill.batches import first_epoch, probe
 from featkd.distill.cache import Cache
@@ -33,7 +33,10 @@ Emit = Callable[..., None]
 
 
 def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
-    """Returns {"models": {name: meta}, "teacher_seconds"}; meta is a result.Training less the teacher's share."""
+    """Returns {"models": {name: meta}, "teacher_seconds"}; meta is a result.Training less the teacher's share.
+
+    Beside it the number of processes and, per model, how many parameters are of which type, as found after training.
+    """
     from transformers import AutoTokenizer
 
     compute = Compute.model_validate(job["compute"])
@@ -49,6 +52,10 @@ def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
         checkpoints = Checkpoints(folder, job["identity"], 60 * compute.checkpoint_minutes)
         failed = folder / "failed-batch.npy"
     cache = Cache(TeacherSignal.model_validate(job["signal"]), job["parts"]) if job.get("signal") else None
+    times = pace.work(learners[0].training, train_blocks.shape[2], valid_blocks.shape[1])
+    if times.updates >= pace.FEWEST_STEPS and run.processes.count == 1:
+        of_teacher, of_students = pace.seconds(learners, teacher, train_blocks, times, run)
+        emit("estimate", seconds=of_students + (0.0 if cache else of_teacher))
     summary = engine.train(
         learners,
         teacher,
@@ -60,8 +67,17 @@ def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
         failed,
         cache,
     )
+    trained = {learner.name: learner.model for learner in learners} | ({"teacher": teacher} if teacher else {})
+    found = {
+        "teacher_seconds": summary["teacher_seconds"],
+        "bf16": run.bf16,
+        "device": run.device,
+        "world_size": parallel.world_size(),
+        "parameter_types": {name: parallel.parameter_types(model) for name, model in trained.items()},
+    }
     models = {learner.name: _save(learner, tokenizer, summary, Path(job["out"])) for learner in learners}
-    return {"models": models, "teacher_seconds": summary["teacher_seconds"], "bf16": run.bf16, "device": run.device}
+    run.processes.leave()
+    return {"models": models, **found}
 
 
 def _from_nothing(job: dict[str, Any], tokenizer: Any) -> tuple[None, list[Learner]]:
@@ -99,9 +115,14 @@ def _signal(job: dict[str, Any], tokens: int, blocks: np.ndarray, run: Runtime, 
 
 
 def _save(learner: Learner, tokenizer: Any, summary: dict[str, Any], out: Path) -> dict[str, Any]:
-    """The plain model and its tokenizer, and nothing of the projectors."""
-    folder, memory_bytes = out / learner.name, learner.memory_bytes()
-    learner.model.eval().to("cpu").save_pretrained(folder)
+    """The plain model and its tokenizer, and nothing of the projectors. Of several processes the first writes."""
+    folder, memory_bytes, model = out / learner.name, learner.memory_bytes(), learner.model.eval()
+    if learner.processes.mesh is None:
+        model.to("cpu")
+    whole = learner.processes.gathered(model.state_dict())
+    if learner.processes.rank:
+        return {}
+    model.save_pretrained(folder, state_dict=whole)
     tokenizer.save_pretrained(folder)
     weights = sorted(folder.glob("*.safetensors"))
     return {
@@ -118,4 +139,4 @@ def _save(learner: Learner, tokenizer: Any, summary: dict[str, Any], out: Path) 
 
 
 if __name__ == "__main__":
-    serve(main)
+    launch.run("featkd.distill", main)

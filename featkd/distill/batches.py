@@ -24,7 +24,8 @@ class MicroBatch(NamedTuple):
     ids, positions, valid, keep [blocks, block]: positions begin anew at every document, and are None where none begins
     inside a block; valid is what belongs to the text that is learned, keep marks the positions whose next token is
     learned, targets [tokens] are those tokens. share: its part of the batch's learned tokens. last: the batch ends with
-    it. blocks: their numbers in the training text.
+    it. blocks: their numbers in the training text. Of several processes each has another part of the same micro-batch,
+    and its number.
     """
 
     number: int
@@ -43,18 +44,21 @@ def micro_batches(
 ) -> Iterator[MicroBatch]:
     """A batch int32 [3, blocks, block] in parts of `size` blocks; parts where nothing is learned are left out.
 
-    numbers: of the blocks in the training text, [blocks].
+    numbers: of the blocks in the training text, [blocks]. One of several processes whose own part has nothing to learn
+    takes part all the same, at a share of 0.
     """
     numbers = np.arange(batch.shape[1]) if numbers is None else numbers
     learned_tokens = (batch[1][:, 1:] != IGNORED).sum(axis=1)
     size = size or batch.shape[1]
     starts = [start for start in range(0, batch.shape[1], size) if learned_tokens[start : start + size].any()]
     for number, start in enumerate(starts):
-        ids, labels, positions = on_device(batch[:, start : start + size], run)
+        here = run.processes.part(np.arange(start, min(start + size, batch.shape[1])))
+        own = batch[:, here]
+        share = int((own[1][:, 1:] != IGNORED).sum()) / int(learned_tokens.sum())
+        ids, labels, positions = on_device(own if share else own[[0, 0, 2]], run)
         keep, targets = learned(labels)
-        share = len(targets) / int(learned_tokens.sum())
-        last, blocks = number == len(starts) - 1, numbers[start : start + size]
-        yield MicroBatch(number, ids, positions, labels != IGNORED, keep, targets, share, last, blocks)
+        place, last = number * run.processes.count + run.processes.rank, number == len(starts) - 1
+        yield MicroBatch(place, ids, positions, labels != IGNORED, keep, targets, share, last, numbers[here])
 
 
 def batches(blocks: int, batch_size: int, steps: int) -> Iterator[np.ndarray]:
@@ -105,22 +109,24 @@ def learned(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.no_grad()
 def block_losses(forward: Forward, blocks: np.ndarray, run: Runtime, batch_size: int) -> np.ndarray:
-    """Cross-entropy of every block with a learned token: its sum in nats and its tokens, [blocks, 2]."""
+    """Cross-entropy of every block with a learned token: its sum in nats and its tokens, [blocks, 2].
+
+    Several processes divide the blocks, and all know all losses.
+    """
     forward.model.eval()
+    blocks = blocks[:, (blocks[1][:, 1:] != IGNORED).any(axis=1)]
+    own = blocks[:, run.processes.in_turns(blocks.shape[1])]
     found = [np.empty((0, 2))]
-    for start in range(0, blocks.shape[1], batch_size):
-        ids, labels, positions = on_device(blocks[:, start : start + batch_size], run)
+    for start in range(0, own.shape[1], batch_size):
+        ids, labels, positions = on_device(own[:, start : start + batch_size], run)
         keep, targets = learned(labels)
-        if not len(targets):
-            continue
         with run.autocast():
             losses = token_losses(forward(ids, keep, positions).states, forward.head, targets)
         per_block = torch.zeros(len(ids), device=ids.device, dtype=torch.float64)
         per_block.index_add_(0, keep.nonzero()[:, 0], losses.double())
-        both = torch.stack([per_block, keep.sum(1).double()], 1)
-        found.append(both[both[:, 1] > 0].cpu().numpy())
+        found.append(torch.stack([per_block, keep.sum(1).double()], 1).cpu().numpy())
     forward.model.train()
-    return np.concatenate(found)
+    return run.processes.together(np.concatenate(found), blocks.shape[1])
 
 
 def mean_loss(losses: np.ndarray) -> float:

@@ -31,12 +31,18 @@ class Checkpoints:
         return time.monotonic() - self.last >= self.every_s
 
     def save(self, step: int, learners: list[Learner], teacher_seconds: float) -> None:
-        """After `step` steps."""
+        """After `step` steps. Of several processes the first writes, with what all of them hold."""
+        first = learners[0].processes.rank == 0
         partial = self.folder / f"step-{step}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+        if first:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
         for number, learner in enumerate(learners):
-            save_file({name: t.contiguous() for name, t in learner.tensors().items()}, partial / _tensors(number))
+            tensors = learner.tensors()
+            if first:
+                save_file({name: t.contiguous() for name, t in tensors.items()}, partial / _tensors(number))
+        if not first:
+            return
         state = {
             "identity": self.identity,
             "step": step,
@@ -68,7 +74,7 @@ class Checkpoints:
         if state["identity"] != self.identity:
             raise InputError(f"checkpoint: {folder} is of another spec, data or version; remove it to train anew")
         for number, (learner, facts) in enumerate(zip(learners, state["learners"], strict=True)):
-            learner.restore(load_file(folder / _tensors(number), device=str(learner.model.device)), facts)
+            learner.restore(load_file(folder / _tensors(number)), facts)
         return {"step": state["step"], "teacher_seconds": state["teacher_seconds"]}
 
 

@@ -1,11 +1,12 @@
 """One teacher pass, many students: every student sees the same batches and learns from the same teacher forward.
 
 Students are independent of each other: own random state, own optimiser, own clipping. Trained alone or beside
-others they get the same weights, bit for bit, on the same machine with the same number of threads.
+others they get the same weights, bit for bit, on the same machine with the same number of threads and processes.
 """
 
 import copy
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,14 +89,14 @@ def train(
         looked = {}
         if step + 1 in marks:
             looked = _look(learners, everyone, twins, valid_blocks, done, (step + 1) / steps, run)
-        if checkpoints and checkpoints.due():
+        if checkpoints and run.processes.as_the_first(checkpoints.due()):
             checkpoints.save(step + 1, everyone, teacher_seconds)
         rate = (step + 1 - begun["step"]) * training.batch_size * block / (run.clock() - started)
         on_step(
             step=step + 1,
             steps=steps,
             tokens=done,
-            loss=losses[everyone[0]],
+            loss=run.processes.total(losses[everyone[0]]),
             tokens_per_s=rate,
             validation_loss=looked,
         )
@@ -106,7 +107,9 @@ def _ready(
     teacher: Any | None, learners: list[Learner], train_blocks: np.ndarray, run: Runtime, cache: Cache | None = None
 ) -> Forward | None:
     if teacher is not None:
-        teacher.to(run.device).eval().requires_grad_(False)
+        teacher.requires_grad_(False)
+        run.processes.shard(teacher)
+        teacher.to(run.device).eval()
     for learner in learners:
         learner.prepare(teacher, train_blocks, run)
     taught_by = Forward(teacher) if teacher is not None else None
@@ -146,6 +149,7 @@ def _look(
 ) -> dict[str, float]:
     """Held-out losses, for the curves and for the guard. Returns those of `learners` by name."""
     size = learners[0].training.micro_batch_size or learners[0].training.batch_size
+    size //= run.processes.count
     found = {learner: block_losses(learner.forward, valid_blocks, run, size) for learner in everyone}
     for learner in everyone:
         learner.curve.append({"tokens": tokens, "validation_loss": mean_loss(found[learner])})
@@ -163,7 +167,9 @@ def _not_finite(
 ) -> RunError:
     kept = ""
     if failed:
-        np.save(failed, blocks)
+        own = failed.with_stem(f"{failed.stem}-{os.getpid()}")  # several processes may come to this at once
+        np.save(own, blocks)
+        own.replace(failed)
         kept = f"; the batch is in {failed}"
     if signal.outputs is not None and not signal.outputs.hidden.isfinite().all():
         return RunError(

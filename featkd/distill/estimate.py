@@ -5,6 +5,10 @@ Held for the whole pass: the teacher's weights; per student weights and two mome
 too. At work, one student after the other: what the teacher says of a micro-batch, the student's gradients and the
 activations that its backward pass needs, in every layer a mask [blocks, block, block] that keeps documents apart; under
 bf16 a copy of the weights in that type.
+
+Of several processes each takes that for its part of a micro-batch, and on a processor they share the memory. With
+sharding: fsdp each holds its part of the blocks, and at work one whole block on top. Not counted: that each loads
+whole models before it divides them, and the launcher itself (0.2 GB).
 """
 
 from typing import Any, NamedTuple
@@ -12,16 +16,18 @@ from typing import Any, NamedTuple
 import torch
 
 from featkd.align.head import BUDGET_BYTES
+from featkd.align.relations import blocks_of
 from featkd.distill.signal import LOGITS_BYTES, logits_bytes
 from featkd.errors import InputError
 from featkd.teaching import Recipe, TeacherSignal
-from featkd.training import Optimisation
+from featkd.training import Compute, Optimisation
 
 BASE_BYTES = {"cpu": 500_000_000, "cuda": 600_000_000}  # the libraries; on an accelerator its context
 WIDTHS, MLP_WIDTHS = 16, 4  # floats per token and block that wait for the backward pass: of the stream, of the MLP
 FLOAT, BF16 = 4, 2
 TOP_K_BYTES = 4 + 8  # a log-probability and an id
 ONLINE = TeacherSignal()
+ONE = Compute()
 
 
 class Need(NamedTuple):
@@ -39,27 +45,35 @@ def teacher_need(
     block_size: int,
     features: bool,
     bf16: bool,
+    compute: Compute = ONE,
     signal: TeacherSignal = ONLINE,
 ) -> Need:
     """config: of the teacher. features: whether some student learns from its hidden states. What is cached lies on the
     disk but for the batch at hand; where all is, the teacher goes once the students are made, but for its head."""
-    tokens = _tokens(training, block_size)
+    tokens = _tokens(training, block_size, compute)
     outputs = min(logits_bytes(tokens, config.vocab_size), LOGITS_BYTES)
     if signal.outputs == "top-k":
         outputs = tokens * signal.top_k * TOP_K_BYTES
     states = (config.num_hidden_layers + 1 if features else 2) * tokens * config.hidden_size * FLOAT
-    weights = parameters(config)
+    weights, block = held_parameters(config, compute)
     if signal.outputs != "online" and (signal.features != "online" or not features):
         head = config.vocab_size * config.hidden_size if signal.outputs == "last-hidden" else 0
         return Need(head * FLOAT, outputs + states + head * BF16 * bf16, weights * FLOAT)
-    return Need(weights * FLOAT, outputs + states + weights * BF16 * bf16)
+    return Need(weights * FLOAT, outputs + states + block * FLOAT + (weights + block) * BF16 * bf16)
 
 
 def student_need(
-    config: Any, teacher: Any, recipe: Recipe, training: Optimisation, block_size: int, device: str, bf16: bool
+    config: Any,
+    teacher: Any,
+    recipe: Recipe,
+    training: Optimisation,
+    block_size: int,
+    device: str,
+    bf16: bool,
+    compute: Compute = ONE,
 ) -> Need:
     """config, teacher: configurations."""
-    trained = parameters(config)
+    trained, block = held_parameters(config, compute)
     if recipe and recipe.has_projector and config.hidden_size != teacher.hidden_size:
         pairs = len(recipe.layer_pairs) if isinstance(recipe.layer_pairs, list) else 3
         trained += pairs * config.hidden_size * teacher.hidden_size
@@ -67,22 +81,27 @@ def student_need(
     several = training.micro_batch_size not in (None, training.batch_size)
     mlp = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
     per_token = config.num_hidden_layers * (WIDTHS * config.hidden_size + MLP_WIDTHS * mlp + block_size) * FLOAT
-    activations = _tokens(training, block_size) * per_token + BUDGET_BYTES[device] + trained * BF16 * bf16
+    activations = _tokens(training, block_size, compute) * per_token + BUDGET_BYTES[device]
+    activations += 2 * block * FLOAT + (parameters(config) if block else trained) * BF16 * bf16
     if several:  # gradients of all students wait for the last micro-batch
         return Need(3 * trained * FLOAT + gradients, activations)
     return Need(3 * trained * FLOAT, gradients + activations)
 
 
-def passes(teacher: Need, students: list[Need], memory_bytes: int, device: str) -> list[list[int]]:
+def passes(teacher: Need, students: list[Need], memory_bytes: int, device: str, processes: int = 1) -> list[list[int]]:
     """Which students, by their place in the list, are trained beside each other: as many as memory has room for.
 
+    memory_bytes: of an accelerator, or of the processor, which all processes share.
     Raises InputError when the teacher and one student have none.
     """
+    if device == "cpu":
+        memory_bytes //= processes
     least = max(together(teacher, [need], device) for need in students)
     if least > memory_bytes:
+        each = f" in each of {processes} processes" if processes > 1 else ""
         raise InputError(
-            f"compute.memory_gb: the teacher and one student need about {least / 1e9:.1f} GB to train, "
-            f"there are {memory_bytes / 1e9:.1f}; lower training.micro_batch_size, block_size or the student"
+            f"compute.memory_gb: the teacher and one student need about {least / 1e9:.1f} GB to train{each}, there are "
+            f"{memory_bytes / 1e9:.1f}; lower training.micro_batch_size, block_size or the student"
         )
     groups: list[list[int]] = [[]]
     for place in range(len(students)):
@@ -103,11 +122,23 @@ def together(teacher: Need, students: list[Need], device: str) -> int:
 
 def parameters(config: Any) -> int:
     """Of the model that a configuration describes; tied ones once."""
+    return sum(parameter.numel() for parameter in _on_meta(config).parameters())
+
+
+def held_parameters(config: Any, compute: Compute) -> tuple[int, int]:
+    """(those that one process holds, those of a block that is gathered for its work: 0 where none has to be)."""
+    if compute.sharding == "none":
+        return parameters(config), 0
+    blocks = [sum(p.numel() for p in block.parameters()) for block in blocks_of(_on_meta(config))]
+    return parameters(config) - sum(blocks) + -(-sum(blocks) // compute.processes), max(blocks, default=0)
+
+
+def _on_meta(config: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
+        return AutoModelForCausalLM.from_config(config)
 
 
-def _tokens(training: Optimisation, block_size: int) -> int:
-    return (training.micro_batch_size or training.batch_size) * block_size
+def _tokens(training: Optimisation, block_size: int, compute: Compute) -> int:
+    return (training.micro_batch_size or training.batch_size) * block_size // compute.processes

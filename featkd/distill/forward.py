@@ -90,7 +90,7 @@ class Forward:
     @torch.no_grad()
     def _readable(self) -> bool:
         """Whether hidden state n is what goes into block n (from 0): tried on a small probe."""
-        if not self.plain or blocks_of(self.model) is None:
+        if not self.plain or not blocks_of(self.model):
             return False
         ids = torch.arange(4, device=self.model.device)[None]
         states = self.model.base_model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states[:-1]

@@ -13,6 +13,7 @@ from featkd.align.relations import QKV
 from featkd.distill.alignment import PROBE_TOKENS, Alignment, align
 from featkd.distill.batches import MicroBatch, probe
 from featkd.distill.forward import Forward
+from featkd.distill.parallel import ALONE, Processes
 from featkd.distill.runtime import Runtime
 from featkd.distill.signal import Signal
 from featkd.teaching import Recipe
@@ -36,6 +37,7 @@ class Learner:
     alignment: Alignment | None = None
     optimiser: Any = None
     forward: Any = None
+    processes: Processes = ALONE
     seconds: float = 0.0
     curve: list[dict[str, float]] = field(default_factory=list)
 
@@ -52,18 +54,22 @@ class Learner:
 
     def prepare(self, teacher: Any | None, blocks: np.ndarray, run: Runtime) -> None:
         """Move to the device and make projectors and optimiser. blocks: training text, for what is fitted on it."""
+        self.processes = run.processes
+        self.processes.shard(self.model)
         self.model.to(run.device).train()
         self.forward = Forward(self.model, teacher.config.vocab_size if teacher is not None else None)
         if self.aligned:
             its = probe(blocks, PROBE_TOKENS, run)
             self.alignment = align(self.model, teacher, self.recipe, self.seed, its)
             self.alignment.projectors.to(run.device)
-        parameters = [parameter for _, parameter in self._parameters()]
-        self.optimiser = torch.optim.AdamW(
-            [
+        groups = []
+        for parameters in self.processes.apart([parameter for _, parameter in self._parameters()]):
+            groups += [
                 {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.training.weight_decay},
                 {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-            ],
+            ]
+        self.optimiser = torch.optim.AdamW(
+            groups,
             lr=self.training.learning_rate,
             betas=BETAS,
             fused=True,
@@ -84,7 +90,8 @@ class Learner:
 
     def update(self, step: int, steps: int) -> None:
         parameters = [parameter for _, parameter in self._parameters()]
-        torch.nn.utils.clip_grad_norm_(parameters, self.training.grad_clip)
+        self.processes.sum_gradients(parameters)
+        self.processes.clip(parameters, self.training.grad_clip)
         for group in self.optimiser.param_groups:
             group["lr"] = self.training.learning_rate * _rate(step, steps, self.training.warmup)
         self.optimiser.step()
@@ -115,7 +122,11 @@ class Learner:
         return found
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint needs of it beside `facts`: weights and the optimiser's state."""
+        """What a checkpoint needs of it beside `facts`: weights and the optimiser's state. Of several processes the
+        first has them, and all must ask."""
+        return self.processes.gathered(self._held())
+
+    def _held(self) -> dict[str, torch.Tensor]:
         found = {name: parameter.detach() for name, parameter in self._parameters()}
         for number, state in self.optimiser.state_dict()["state"].items():
             found |= {f"optimiser.{number}.{name}": value for name, value in state.items()}
@@ -134,21 +145,22 @@ class Learner:
     def restore(self, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
         """Back to where `tensors` and `facts` were taken. After `prepare`."""
         for name, parameter in self._parameters():
-            parameter.copy_(tensors[name])
+            parameter.copy_(self.processes.like(tensors[name], parameter))
+        trained = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
         state: dict[int, dict[str, torch.Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith("optimiser."):
                 _, number, key = name.split(".")
-                state.setdefault(int(number), {})[key] = value
+                state.setdefault(int(number), {})[key] = self.processes.like(value, trained[int(number)])
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
         self.seconds, self.curve = facts["seconds"], facts["curve"]
         if self.alignment:
             self.alignment.restore(facts["guard"])
 
     def memory_bytes(self) -> int:
-        """Weights, their gradients and the optimiser's state, projectors included."""
-        gradients = sum(parameter.nbytes for _, parameter in self._parameters())
-        return gradients + sum(tensor.nbytes for tensor in self.tensors().values())
+        """Weights, their gradients and the optimiser's state, projectors included; in this process."""
+        held = [*(parameter for _, parameter in self._parameters()), *self._held().values()]
+        return sum(self.processes.local_bytes(tensor) for tensor in held)
 
 
 def mean_square(hidden: tuple[torch.Tensor, ...], valid: torch.Tensor) -> torch.Tensor:

@@ -11,15 +11,18 @@ import numpy as np
 import torch
 
 from featkd import spec
-from featkd.distill.batches import block_losses, micro_batches
+from featkd.distill.batches import block_losses, micro_batches, steps_of
+from featkd.distill.engine import CURVE_POINTS
 from featkd.distill.forward import Forward
 from featkd.distill.learner import Learner
 from featkd.distill.runtime import Runtime
 from featkd.distill.signal import Signal, online
 from featkd.models.student import student_config
 from featkd.teaching import Recipe
+from featkd.training import Optimisation
 
 DEPTHS = (2, 4)
+FEWEST_STEPS = 50  # a shorter training is over before its estimate is worth having
 REPEATS = 2
 
 
@@ -31,7 +34,14 @@ class Work(NamedTuple):
     looks: int
 
 
-def seconds(learners: list[Learner], teacher: Any, blocks: np.ndarray, work: Work, run: Runtime) -> tuple[float, float]:
+def work(training: Optimisation, block_size: int, valid_blocks: int) -> Work:
+    steps, size = steps_of(training, block_size), training.micro_batch_size or training.batch_size
+    return Work(steps * training.batch_size // size, steps, CURVE_POINTS * -(-valid_blocks // size))
+
+
+def seconds(
+    learners: list[Learner], teacher: Any, blocks: np.ndarray, times: Work, run: Runtime
+) -> tuple[float, float]:
     """(of the teacher's pass, of all students) of a whole training. teacher: a model or None. Neither is touched.
 
     blocks: the training text, as for `engine.train`.
@@ -68,9 +78,9 @@ def seconds(learners: list[Learner], teacher: Any, blocks: np.ndarray, work: Wor
         kind = config.to_json_string() + repr(recipe)
         if kind not in known:
             each = _deepened(config, lambda config, recipe=recipe: of_student(config, recipe))
-            known[kind] = sum(times * one for times, one in zip(work, each, strict=True))
+            known[kind] = sum(often * one for often, one in zip(times, each, strict=True))
         students_s += known[kind]
-    return work.micro_batches * _deepened(teacher.config, of_teacher)[0] if teacher else 0.0, students_s
+    return times.micro_batches * _deepened(teacher.config, of_teacher)[0] if teacher else 0.0, students_s
 
 
 def _everyone(learners: list[Learner]) -> list[tuple[Any, Recipe]]:

@@ -67,7 +67,7 @@ def cell(arms: int, block: int, vocabulary: int, teacher: int, precision: str) -
     ids = np.random.default_rng(0).integers(1, vocabulary, (4 * batch, block), dtype=np.int32)
     blocks = np.stack([ids, ids, np.broadcast_to(np.arange(block, dtype=np.int32), ids.shape)])
     start = time.perf_counter()
-    estimate = pace.seconds(learners, model, blocks, pace.Work(STEPS, STEPS, engine.CURVE_POINTS), run)
+    estimate = pace.seconds(learners, model, blocks, pace.work(training, block, batch), run)
     probed = time.perf_counter()
     found = engine.train(learners, model, blocks, blocks[:, :batch], run, lambda **fields: None)
     took, peak = time.perf_counter() - probed, _rss_bytes("VmHWM")

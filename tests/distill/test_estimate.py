@@ -5,11 +5,12 @@ import tiny_models
 from test_engine import SMALL, blocks_of, students
 
 from featkd.align.head import BUDGET_BYTES
-from featkd.distill.estimate import Need, parameters, passes, student_need, teacher_need
+from featkd.distill.estimate import Need, held_parameters, parameters, passes, student_need, teacher_need
 from featkd.distill.runtime import Runtime
+from featkd.errors import InputError
 from featkd.models import given
 from featkd.models.student import student_config
-from featkd.spec import Optimisation
+from featkd.spec import Compute, Optimisation
 from featkd.teaching import Distillation, TeacherSignal
 
 TRAINING = Optimisation(tokens=1, batch_size=4)
@@ -51,7 +52,7 @@ def test_a_teacher_whose_signal_is_cached_goes_once_the_students_are_made(folder
     config = given.configuration(folder / "teacher")
 
     def need(aligned=True, **signal):
-        return teacher_need(config, TRAINING, 32, aligned, False, TeacherSignal(**signal))
+        return teacher_need(config, TRAINING, 32, aligned, False, signal=TeacherSignal(**signal))
 
     online, whole = need(), 4 * parameters(config)
     assert need(outputs="top-k").held == need(features="int8").held == online.held == whole, "hidden states are online"
@@ -62,3 +63,18 @@ def test_a_teacher_whose_signal_is_cached_goes_once_the_students_are_made(folder
     student, room = Need(300, 10), 500_000_000
     assert passes(Need(0, 5, 1000), [student] * 2, room + 1200, "cpu") == [[0, 1]]
     assert passes(Need(0, 5, 1000), [student] * 2, room + 1199, "cpu") == [[0], [1]], "all are made while it is there"
+
+
+def test_what_several_processes_hold(folder):
+    config = given.configuration(folder / "teacher")
+    embeddings, block = 2 * 300 * 32 + 32, 2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 64 + 2 * 32
+    assert held_parameters(config, Compute(processes=2)) == (embeddings + 2 * block, 0)
+    divided = Compute(processes=2, sharding="fsdp")
+    assert held_parameters(config, divided) == (embeddings + block, block)
+    one, two = (teacher_need(config, TRAINING, 32, True, False, compute) for compute in (Compute(), divided))
+    assert two.at_work == one.at_work / 2 + 4 * block and one.held - two.held == 4 * block
+    room = 2 * (500_000_000 + two.held + two.at_work)
+    assert passes(two, [Need(0, 0)], room, "cpu", 2) == [[0]]
+    with pytest.raises(InputError, match=r"need about 0.5 GB to train in each of 2 processes, there are 0.5; lower"):
+        passes(two, [Need(0, 0)], room - 2, "cpu", 2)
+    assert passes(two, [Need(0, 0)], room, "cuda", 2) == [[0]], "an accelerator is one process's own"
