@@ -43,3 +43,11 @@ def test_progress_off_a_terminal_is_a_line_every_ten_seconds():
     assert len(lines) == 3
     assert all(len(line) < 80 and re.search(r"  \d+ s left$", line) for line in lines), "whole on a narrow terminal"
     assert "loss 2.500" in lines[0] and "12,000 tokens/s" in lines[0] and "\r" not in stream.getvalue()
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(9.6, "10 s"), (600, "10 min"), (36_000, "10.0 h")])
+def test_what_a_training_will_take_is_told_before_its_first_step(seconds, told):
+    stream = io.StringIO()
+    with Progress("distil", stream) as progress:
+        progress({"event": "estimate", "seconds": seconds})
+    assert stream.getvalue() == f"distil       about {told} in all on this machine\n"
