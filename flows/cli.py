@@ -111,12 +111,13 @@ def ui(
 ) -> int:
     """Show the tracked runs in MLflow's own pages, on loopback, until Ctrl-C."""
     from tasks import tracking
+    from tasks import ui as pages
 
     home = runtime.made(_home(root))
     _say(f"MLflow at http://127.0.0.1:{port} (Ctrl-C ends it)")
     _emit({"url": f"http://127.0.0.1:{port}", "tracking_uri": tracking.tracking_uri(home)})
     with runtime.signals_raise():
-        return tracking.serve_ui(home, port)
+        return pages.serve(home, port)
 
 
 @app.command()

@@ -8,10 +8,6 @@ import contextlib
 import json
 import logging
 import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from featkd.errors import InputError, RunError
+from featkd.errors import RunError
 from featkd.result import Candidate, Result
 from reports.page import summary_markdown
 from tasks.context import Context
@@ -35,7 +31,6 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.exceptions import MlflowException  # noqa: E402
 
 ATTEMPTS = 4
-STOP_TIMEOUT_S = 10
 DIGEST_LENGTH = 32  # MLflow's column holds 36
 VALUE_LENGTH = 500
 TAG_LENGTH = 8000
@@ -242,37 +237,3 @@ def _log_candidate(opened: Opened, name: str, candidate: Candidate) -> None:
         names = ("arm", "size", "seed", "precision")
         shown = [Param(name, str(value)) for name in names if (value := getattr(candidate, name)) is not None]
         _again(opened.store.log_batch, run_id, metrics=[*figures, *points][:1000], params=shown)
-
-
-def serve_ui(home: Path, port: int) -> int:
-    """MLflow's own pages on loopback until interrupted, however we end. Raises InputError when the port is taken."""
-    uri = tracking_uri(home)
-    if uri.startswith(("http://", "https://")):
-        raise InputError(f"MLFLOW_TRACKING_URI: {uri} has pages of its own; open them in a browser")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            raise InputError(f"--port {port}: in use; write another one") from None
-    client(home)
-    places = ["--backend-store-uri", uri, "--artifacts-destination", str(home / "mlartifacts")]
-    command = [sys.executable, "-P", "-m", "tasks.watched", "mlflow", "server", *places]
-    process = subprocess.Popen(
-        [*command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"],
-        stdin=subprocess.PIPE,
-        stdout=sys.stderr,
-        cwd=home,
-        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-        start_new_session=True,
-    )
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        return 0
-    finally:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
-                os.killpg(process.pid, number)
-                process.wait(STOP_TIMEOUT_S)
-        process.stdin.close()

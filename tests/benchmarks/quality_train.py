@@ -70,7 +70,7 @@ class Trial(NamedTuple):
     longer: float = 1.0
 
     def recipe(self) -> Distillation | None:
-        wanted = Distillation(guard=False, **self.distillation)  # harm is to be seen here, not mended
+        wanted = Distillation(**{"guard": False, **self.distillation})
         return {"sft": None, "logit-kd": wanted.outputs_only(), "feature-kd": wanted}[self.arm]
 
     def optimisation(self) -> Optimisation:
@@ -175,7 +175,7 @@ def job(setting: str, corpus: str, seed: int, trials: list[Trial]) -> list[dict[
         Learner(t.key(), students.build(SIZES[setting], teacher, seed)[0], seed, t.recipe(), t.optimisation())
         for t in trials
     ]
-    valid = np.load(folder / corpus / "valid.npy")[:, :4]
+    valid = np.load(folder / corpus / "valid.npy")[:, :16]
     engine.train(learners, teacher, blocks, valid, run, lambda **fields: None)
     elsewhere = [name for name in _data() if name != corpus] if setting == "random_init" else []
     rows = []
