@@ -209,8 +209,10 @@ class Spec(Section):
                 "seeds: init: copy, slice and pca and a given model start from the same weights with every seed; "
                 "write one seed"
             )
-        if self.compute.sharding == "fsdp" and self.teacher_signal.cached:
-            raise ValueError("teacher_signal: a cached one goes with whole models; write compute.sharding: none")
+        if self.compute.processes > 1 and self.teacher_signal.cached:
+            raise ValueError(
+                "teacher_signal: a cached one is read by one process; write compute.processes: 1, or online"
+            )
         for field, training in {"training": self.training, "teacher.train": self.teacher.train}.items():
             size = training and (training.micro_batch_size or training.batch_size)
             if size and size % self.compute.processes:

@@ -17,10 +17,14 @@ def stated(result: Result, t: Text) -> list[str]:
 
 def _said(signal: Signal, t: Text) -> str:
     parts = [t("signal.size", per_token=numbers.exact(signal.bytes_per_token), mb=numbers.size(signal.bytes / 1e6))]
+    if signal.outputs == "online":
+        parts.append(t("signal.online_outputs"))
     if signal.coverage is not None:
         parts.append(t("signal.top_k", k=signal.top_k, share=numbers.significant(100 * signal.coverage, 3)))
     if signal.kl is not None:
         parts.append(t("signal.last_hidden", kl=numbers.significant(signal.kl, 2)))
+    if signal.features == "online":
+        parts.append(t("signal.online_features"))
     if signal.cosine is not None:
         parts.append(t("signal.int8", dimensions=signal.dimensions, cosine=numbers.significant(signal.cosine, 3)))
     return t("alignment.separator").join(parts)

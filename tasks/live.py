@@ -26,6 +26,7 @@ class Live:
     def __init__(self, context: Context, run_id: str):
         spec = context.spec
         self.opened: tracking.Opened | None = None
+        self._late = False
         self._start = (context.home, run_id, spec.model_dump(mode="json"), spec.digest())
         self._points: queue.SimpleQueue[tuple[str, int, float] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="mlflow-live", daemon=True)
@@ -51,14 +52,20 @@ class Live:
         """The run, with all points in; None where there is none, or the server takes too long."""
         self._points.put(None)
         self._thread.join(wait_s)
+        if self._thread.is_alive():
+            self._late = True
+            return None
         opened, self.opened = self.opened, None
-        return None if self._thread.is_alive() else opened
+        return opened
 
     def _work(self) -> None:
         try:
             self.opened = opened = tracking.begin(*self._start)
             while point := self._points.get():
                 tracking.add_point(opened, *point)
+            if self._late:  # the run has been tracked without us
+                tracking.abandon(opened)
+                self.opened = None
         except Exception as error:  # whatever its client raises
             reason = str(error).partition("\n")[0][:300]
             say(f"mlflow: {reason}; the run goes on, and is tracked at its end")

@@ -94,7 +94,8 @@ def needs(spec: Spec, teacher: Any, places: list[tuple[str, Student]], device: s
         need = student_need(
             student_config(size, teacher), teacher, recipe, spec.training, spec.block_size, device, bf16, spec.compute
         )
-        twin = recipe is not None and recipe.has_features and recipe.guard and "logit-kd" not in recipes
+        guarded = recipe is not None and recipe.has_features and recipe.guard
+        twin = guarded and recipe.outputs_only() not in recipes.values()
         found.append(need._replace(held=2 * need.held) if twin else need)
     features = any(recipes[arm] is not None and recipes[arm].has_features for arm, _ in places)
     of_teacher = teacher_need(

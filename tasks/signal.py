@@ -1,5 +1,6 @@
 """Stage signal: what students learn from the teacher, kept by one pass of it for all who come."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import numpy as np
 from featkd.align.layers import layer_pairs
 from featkd.child import run_child
 from featkd.distill.batches import first_epoch
+from featkd.errors import InputError
+from featkd.models import given
 from featkd.models.student import student_config
 from featkd.spec import Spec, Student
 from featkd.store import Artefact, artefact_key
@@ -59,9 +62,25 @@ def obtain(
         missing = {name: {**wanted[name], "identity": key} for name, key in keys.items() if name not in found}
         entry["state"] = "made" if missing else "reused"
         if missing:
+            _check_room(context, missing, given.configuration(teacher), taken * blocks.shape[2])
             found |= _make(context, teacher, tokens, missing)
         entry["note"] = _note(list(found.values()))
     return {name: found[name] for name in wanted}
+
+
+def _check_room(context: Context, missing: dict[str, Part], teacher: Any, tokens: int) -> None:
+    """Raises InputError where the disk has no room for the parts."""
+    of_token = {"last-hidden": 2 * teacher.hidden_size}
+    need = tokens * sum(
+        8 * part["k"] if part["kind"] == "top-k" else of_token.get(part["kind"], part.get("dimensions"))
+        for part in missing.values()
+    )
+    free = shutil.disk_usage(context.home).free
+    if need > free:
+        raise InputError(
+            f"teacher_signal: about {need / 1e9:.1f} GB are to be kept, {context.home} has room for {free / 1e9:.1f}; "
+            "lower top_k or feature_dimensions, or write online"
+        )
 
 
 def _make(context: Context, teacher: Path, tokens: Artefact, missing: dict[str, Part]) -> dict[str, Artefact]:

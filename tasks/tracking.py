@@ -95,13 +95,13 @@ def begin(home: Path, run_id: str, spec: dict[str, Any], spec_digest: str) -> Op
     experiment = _experiment(store, spec, home)
     held = home / "mlflow-running"
     held.mkdir(exist_ok=True)
-    parent = _create(store, experiment, run_id, {"featkd.run_id": run_id, "featkd.spec_digest": spec_digest})
-    lock = FileLock(held / f"{parent}.lock", thread_local=False)
     with FileLock(home / "mlflow.lock"):
         for other in held.glob("*.lock"):
             with contextlib.suppress(Timeout), FileLock(other).acquire(timeout=0):
-                _fail_all(store, other.stem)
-                other.unlink()
+                if _fail_all(store, other.stem):
+                    other.unlink(missing_ok=True)
+        parent = _create(store, experiment, run_id, {"featkd.run_id": run_id, "featkd.spec_digest": spec_digest})
+        lock = FileLock(held / f"{parent}.lock", thread_local=False)
         lock.acquire()
     # 100 is what one request may carry
     shown = [Param(key, str(value)[:VALUE_LENGTH]) for key, value in params(spec).items()][:100]
@@ -184,14 +184,16 @@ def _child(opened: Opened, name: str) -> str:
     return opened.children[name]
 
 
-def _fail_all(store: mlflow.MlflowClient, parent: str) -> None:
-    """As far as the store answers, and what it still has."""
+def _fail_all(store: mlflow.MlflowClient, parent: str) -> bool:
+    """Whether the store answered, and had them."""
     with contextlib.suppress(MlflowException, OSError):
         experiment = store.get_run(parent).info.experiment_id
         children = store.search_runs([experiment], f"tags.mlflow.parentRunId = '{parent}'")
         for run in [*(child.info for child in children), store.get_run(parent).info]:
             if run.status == "RUNNING":
                 store.set_terminated(run.run_id, "FAILED")
+        return True
+    return False
 
 
 def _release(opened: Opened) -> None:

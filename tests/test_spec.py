@@ -72,6 +72,10 @@ def tree(**changes):
         ({"arms": ["sft"], "ablations": {"a": {"norm_weight": 0}}}, "feature-kd is missing in arms"),
         ({"teacher_signal": {"outputs": "top_k"}}, "teacher_signal.outputs: Input should be 'online', 'top-k' or"),
         (
+            {"teacher_signal": {"outputs": "top-k"}, "compute": {"processes": 2}},
+            "teacher_signal: a cached one is read by one process; write compute.processes: 1, or online",
+        ),
+        (
             {"teacher_signal": {"outputs": "top-k"}, "distillation": {"objective": "jsd"}},
             "distillation.objective: jsd needs every logit, teacher_signal.outputs: top-k keeps some; write forward-kl",
         ),

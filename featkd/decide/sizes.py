@@ -46,7 +46,7 @@ def _smallest(students: dict[str, Candidate]) -> dict[str, object]:
 
 def _curve(task: str, students: dict[str, Candidate], rules: list[spec.Gate], paired: Paired) -> SizeCurve:
     scores = {name: found.quality.tasks[task] for name, found in students.items() if task in found.quality.tasks}
-    gates = {rule.metric: rule for rule in rules}
+    gates = {rule.metric: rule for rule in sorted(rules, key=lambda rule: rule.severity == "block")}
     gated = [measure for measure in MEASURES if f"quality.{task}.{measure}" in gates]
     known = [measure for measure in MEASURES if any(getattr(score, measure) for score in scores.values())]
     measure = next((one for one in [*gated, *known] if one in known), "estimate")

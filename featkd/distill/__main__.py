@@ -8,6 +8,7 @@ With "compute": {"processes": N} it starts N of itself (launch.py), and the firs
 """
 
 import copy
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,10 +53,8 @@ def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
         checkpoints = Checkpoints(folder, job["identity"], 60 * compute.checkpoint_minutes)
         failed = folder / "failed-batch.npy"
     cache = Cache(TeacherSignal.model_validate(job["signal"]), job["parts"]) if job.get("signal") else None
-    times = pace.work(learners[0].training, train_blocks.shape[2], valid_blocks.shape[1])
-    if times.updates >= pace.FEWEST_STEPS and run.processes.count == 1:
-        of_teacher, of_students = pace.seconds(learners, teacher, train_blocks, times, run)
-        emit("estimate", seconds=of_students + (0.0 if cache else of_teacher))
+    if (estimate := _estimate(learners, teacher, train_blocks, valid_blocks, run, cache, checkpoints)) is not None:
+        emit("estimate", seconds=estimate)
     summary = engine.train(
         learners,
         teacher,
@@ -78,6 +77,27 @@ def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     models = {learner.name: _save(learner, tokenizer, summary, Path(job["out"])) for learner in learners}
     run.processes.leave()
     return {"models": models, **found}
+
+
+def _estimate(
+    learners: list[Learner],
+    teacher: Any,
+    train_blocks: np.ndarray,
+    valid_blocks: np.ndarray,
+    run: Runtime,
+    cache: Cache | None,
+    checkpoints: Checkpoints | None,
+) -> float | None:
+    """Seconds of the whole training; None for a short one, one that goes on, or one of several processes."""
+    times = pace.work(learners[0].training, train_blocks.shape[2], valid_blocks.shape[1])
+    if times.updates < pace.FEWEST_STEPS or run.processes.count > 1 or (checkpoints and checkpoints.begun):
+        return None
+    try:
+        of_teacher, of_students = pace.seconds(learners, teacher, train_blocks, times, run)
+    except Exception as error:  # whatever a family of models raises: no estimate is no reason not to train
+        print(f"no estimate of the time: {error!r}", file=sys.stderr)
+        return None
+    return of_students + (0.0 if cache and cache.outputs and cache.features else of_teacher)
 
 
 def _from_nothing(job: dict[str, Any], tokenizer: Any) -> tuple[None, list[Learner]]:

@@ -95,7 +95,8 @@ def begins_anew(blocks: np.ndarray) -> bool:
 
 
 def probe(blocks: np.ndarray, tokens: int, run: Runtime) -> Probe:
-    """The first blocks, as many as make `tokens` with padding."""
+    """The first blocks with something to learn, as many as make `tokens` with padding."""
+    blocks = blocks[:, (blocks[1] != IGNORED).any(axis=1)]
     ids, labels, positions = on_device(blocks[:, : -(-tokens // blocks.shape[2])], run)
     return Probe(ids, positions, labels != IGNORED)
 

@@ -27,6 +27,10 @@ class Checkpoints:
         folder.mkdir(parents=True, exist_ok=True)
         self.last = time.monotonic()
 
+    @property
+    def begun(self) -> bool:
+        return bool(self._finished())
+
     def due(self) -> bool:
         return time.monotonic() - self.last >= self.every_s
 
@@ -66,7 +70,7 @@ class Checkpoints:
 
         Raises InputError for the checkpoint of another training.
         """
-        finished = [path.parent for path in self.folder.glob(f"step-*[0-9]/{STATE}")]
+        finished = self._finished()
         if not finished:
             return {"step": 0, "teacher_seconds": 0.0}
         folder = max(finished, key=lambda path: int(path.name.removeprefix("step-")))
@@ -76,6 +80,9 @@ class Checkpoints:
         for number, (learner, facts) in enumerate(zip(learners, state["learners"], strict=True)):
             learner.restore(load_file(folder / _tensors(number)), facts)
         return {"step": state["step"], "teacher_seconds": state["teacher_seconds"]}
+
+    def _finished(self) -> list[Path]:
+        return [path.parent for path in self.folder.glob(f"step-*[0-9]/{STATE}")]
 
 
 def _tensors(number: int) -> str:

@@ -1,7 +1,8 @@
 """How long a training will take, told before it starts.
 
-Steps are timed, on training text, with copies of the models that have a few blocks only, at two depths; every further
-block is taken to add the same time. `make bench-scale` holds this against what trainings took.
+The teacher's pass over one micro-batch is timed, and steps of students that have a few of their blocks only, at two
+depths, one student after the other: every further block is taken to add the same time. `make bench-scale` holds this
+against what trainings took.
 """
 
 from collections.abc import Callable
@@ -42,29 +43,27 @@ def work(training: Optimisation, block_size: int, valid_blocks: int) -> Work:
 def seconds(
     learners: list[Learner], teacher: Any, blocks: np.ndarray, times: Work, run: Runtime
 ) -> tuple[float, float]:
-    """(of the teacher's pass, of all students) of a whole training. teacher: a model or None. Neither is touched.
+    """(of the teacher's pass, of all students) of a whole training; the learners are not touched.
 
-    blocks: the training text, as for `engine.train`.
+    teacher: a model, which goes to the device, or None. blocks: the training text, as for `engine.train`, of which
+    something is learned.
     """
     training = learners[0].training
     size = training.micro_batch_size or training.batch_size
     batch = next(micro_batches(blocks, size, run))
-    features = any(learner.aligned for learner in learners)
-    shallow = teacher and _model(_at_depth(teacher.config, min(DEPTHS[-1], teacher.config.num_hidden_layers)), run)
-
-    def layers(config: Any) -> set[int]:
-        return set(range(config.num_hidden_layers + 1)) if features else set()
-
-    def of_teacher(config: Any) -> list[float]:
-        forward = Forward(_model(config, run).eval())
-        return _timed([lambda: online(forward, batch, layers(config), set(), run)], run)
+    signal, of_teacher = Signal(), 0.0
+    if teacher is not None:
+        forward = Forward(teacher.to(run.device).eval())
+        aligned = any(learner.aligned for learner in learners)
+        layers = set(range(teacher.config.num_hidden_layers + 1)) if aligned else set()
+        signal = online(forward, batch, layers, set(), run)
+        (of_teacher,) = _timed([lambda: online(forward, batch, layers, set(), run)], run)
 
     def of_student(config: Any, recipe: Recipe) -> list[float]:
         if recipe:  # pairs that fit any depth, and no hooks
             recipe = recipe.model_copy(update={"layer_pairs": "uniform", "relation_weight": 0.0})
         learner = Learner("", _model(config, run), 0, recipe, training)
-        learner.prepare(shallow, blocks, run)
-        signal = online(Forward(shallow), batch, layers(shallow.config), set(), run) if shallow else Signal()
+        learner.prepare(teacher, blocks, run)
         step = [
             lambda: learner.add_gradients(signal, batch, 0, 1, run),
             lambda: learner.update(0, 1),
@@ -80,7 +79,7 @@ def seconds(
             each = _deepened(config, lambda config, recipe=recipe: of_student(config, recipe))
             known[kind] = sum(often * one for often, one in zip(times, each, strict=True))
         students_s += known[kind]
-    return times.micro_batches * _deepened(teacher.config, of_teacher)[0] if teacher else 0.0, students_s
+    return times.micro_batches * of_teacher, students_s
 
 
 def _everyone(learners: list[Learner]) -> list[tuple[Any, Recipe]]:

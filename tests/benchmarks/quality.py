@@ -174,6 +174,15 @@ def versus(a: dict[str, Any], b: dict[str, Any], corpus: str) -> dict[str, Any]:
     }
 
 
+def perplexities(done: Rows, named: dict[str, dict[str, Trial]], cells: list[tuple[str, int]]) -> dict[str, float]:
+    """Of every arm on its own corpus, the geometric mean over the cells."""
+    return {
+        f"{setting} {arm}": math.exp(statistics.mean(loss(done.find(setting, *cell, trial), cell[0]) for cell in cells))
+        for setting, arms in named.items()
+        for arm, trial in arms.items()
+    }
+
+
 def over_cells(values: list[float]) -> list[float]:
     """Mean and its 95 % interval by Student's t. Seeds of one corpus are not independent: it is rather narrow."""
     mean = statistics.mean(values)
@@ -186,7 +195,7 @@ def over_cells(values: list[float]) -> list[float]:
 def main() -> None:
     done = Rows()
     with ProcessPoolExecutor(environment.usable_cores(), get_context("spawn")) as pool:
-        pool.submit(train.prepare).result()
+        teacher = pool.submit(train.of_teacher).result()
         chosen, rows = search(done, pool)
         factors = longer(chosen["random_init"], pool)
         cells = [(corpus, seed) for seed in SEEDS for corpus in CORPORA]
@@ -207,6 +216,8 @@ def main() -> None:
         "confirmed_on": f"{', '.join(CORPORA)}; seeds {', '.join(map(str, SEEDS))}",
         "trials_per_arm": len(RATES) * len(PENALTIES) + len(OWN["sft"]) + len(COPIED_RATES),
         "longer": factors,
+        "teacher_perplexity": teacher,
+        "perplexity": perplexities(done, named, cells),
         "chosen": {
             f"{setting} {arm}": {**t.training, **t.distillation}
             for setting in ("random_init", "copied_init")

@@ -117,7 +117,7 @@ def prepare() -> Path:
     return folder
 
 
-def _now_and_then(step: int, steps: int, loss: float, tokens_per_s: float) -> None:
+def _now_and_then(step: int, steps: int, loss: float, tokens_per_s: float, **_: Any) -> None:
     if step % 100 == 0:
         told(f"teacher {step} of {steps} steps, loss {loss:.3f}, {tokens_per_s:.0f} tokens/s")
 
@@ -185,6 +185,16 @@ def job(setting: str, corpus: str, seed: int, trials: list[Trial]) -> list[dict[
         row["right"] = continuation(learner.model, folder, corpus)
         rows.append(row)
     return rows
+
+
+def of_teacher() -> dict[str, float]:
+    """The teacher's held-out perplexity on every corpus."""
+    from transformers import AutoModelForCausalLM
+
+    folder, run = prepare(), runtime(spec.Compute(threads=1, precision="fp32"))
+    teacher = AutoModelForCausalLM.from_pretrained(folder / "teacher")
+    sums = {name: np.sum(held_out(teacher, folder / name, run), axis=0) for name in _data()}
+    return {name: float(np.exp(nats / count)) for name, (nats, count) in sums.items()}
 
 
 def held_out(model: Any, corpus: Path, run: Runtime) -> list[list[float]]:

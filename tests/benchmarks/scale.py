@@ -30,18 +30,26 @@ LEAD = (
     "Trainings of logit-kd, feature-kd and its ablations on one teacher pass, {steps} steps of 2,048 tokens each and "
     "held-out losses as in a run, float32. `time_ratio`, `memory_ratio`: what was estimated before over what it took."
 )
-BASE: dict[str, Any] = {"arms": 2, "block": 256, "vocabulary": 8192, "teacher": 384, "precision": "fp32"}
-CURVES: dict[str, list[Any]] = {
-    "arms": [1, 2, 4, 6],
-    "block": [128, 256, 1024],
-    "vocabulary": [2048, 8192, 32768, 131072],
-    "teacher": [192, 384, 768],  # width; as many blocks as 64ths of it
-    "precision": ["fp32", "bf16"],
+BASE: dict[str, Any] = {  # documents: tokens of each, 0 for one per block; teacher: width, a block for each 64 of it
+    "arms": 2,
+    "block": 256,
+    "documents": 0,
+    "vocabulary": 8192,
+    "teacher": 384,
+    "precision": "fp32",
+}
+CURVES: dict[str, list[dict[str, Any]]] = {
+    "arms": [{"arms": count} for count in (1, 2, 4, 6)],
+    "block": [{"block": tokens} for tokens in (128, 256, 1024)],
+    "documents": [{"block": block, "documents": tokens} for block in (256, 1024) for tokens in (0, 100)],
+    "vocabulary": [{"vocabulary": tokens} for tokens in (2048, 8192, 32768, 131072)],
+    "teacher": [{"teacher": width} for width in (192, 384, 768)],
+    "precision": [{"precision": name} for name in ("fp32", "bf16")],
 }
 BATCH_TOKENS, STEPS = 2048, 20
 if QUICK:
     BASE |= {"teacher": 128, "vocabulary": 1024}
-    CURVES = {"arms": [1, 3], "block": [128, 256], "vocabulary": [1024, 4096], "teacher": [128, 192]}
+    CURVES = {"arms": [{"arms": 1}, {"arms": 3}], "vocabulary": [{"vocabulary": 4096}], "teacher": [{"teacher": 192}]}
     STEPS = 6
 ABLATIONS = {
     "no-direction": {"direction_weight": 0},
@@ -52,7 +60,7 @@ ABLATIONS = {
 SIZE = spec.Student(name="s", layers=3, hidden_size=192, heads=3, intermediate_size=512)
 
 
-def cell(arms: int, block: int, vocabulary: int, teacher: int, precision: str) -> dict[str, Any]:
+def cell(arms: int, block: int, documents: int, vocabulary: int, teacher: int, precision: str) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
     wanted = list(recipes(["logit-kd", "feature-kd"], Distillation(guard=False), ABLATIONS).items())[:arms]
@@ -65,7 +73,8 @@ def cell(arms: int, block: int, vocabulary: int, teacher: int, precision: str) -
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     learners = [Learner(name, students.build(SIZE, model, 0)[0], 0, recipe, training) for name, recipe in wanted]
     ids = np.random.default_rng(0).integers(1, vocabulary, (4 * batch, block), dtype=np.int32)
-    blocks = np.stack([ids, ids, np.broadcast_to(np.arange(block, dtype=np.int32), ids.shape)])
+    positions = np.arange(block, dtype=np.int32) % (documents or block)
+    blocks = np.stack([ids, ids, np.broadcast_to(positions, ids.shape)])
     start = time.perf_counter()
     estimate = pace.seconds(learners, model, blocks, pace.work(training, block, batch), run)
     probed = time.perf_counter()
@@ -95,7 +104,7 @@ def main() -> None:
     rows = []
     for curve, values in CURVES.items():
         for value in values:
-            given = {**BASE, curve: value}
+            given = BASE | value
             known = next((row for row in rows if all(row[key] == given[key] for key in given)), None)
             if known is None:
                 command = [sys.executable, __file__, json.dumps(given)]

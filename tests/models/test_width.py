@@ -2,11 +2,14 @@
 
 import copy
 
+import numpy as np
 import pytest
 import tiny_models
 import torch
 
 from featkd import spec
+from featkd.distill.batches import IGNORED, probe
+from featkd.distill.runtime import Runtime
 from featkd.errors import InputError
 from featkd.models import given, student
 from featkd.models.probe import Probe
@@ -80,6 +83,14 @@ def test_the_probe_s_valid_tokens_decide_and_nothing_else(teachers):
     assert torch.equal(weights(IDS, PROBE.valid), weights(IDS, PROBE.valid, seed=1))
     assert not torch.equal(weights(IDS, PROBE.valid), weights(other, PROBE.valid))
     assert torch.equal(weights(IDS, begin), weights(other, begin))
+
+
+def test_the_probe_skips_blocks_without_anything_to_learn():
+    """Long prompts first: what is cut out of a teacher must not be found on nothing."""
+    ids = np.arange(6 * 8).reshape(6, 8)
+    labels = np.where(np.arange(6)[:, None] < 4, IGNORED, ids)
+    found = probe(np.stack([ids, labels, np.tile(np.arange(8), (6, 1))]), 16, Runtime("cpu", bf16=False))
+    assert found.ids.tolist() == ids[4:].tolist() and found.valid.all()
 
 
 def test_importance_is_that_of_minitron(teachers):

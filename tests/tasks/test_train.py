@@ -174,6 +174,15 @@ def test_a_cache_is_of_its_teacher_its_text_and_what_is_asked_of_it(made, tmp_pa
     assert len({same, *others}) == 6
 
 
+def test_a_cache_that_the_disk_has_no_room_for_is_refused_before_it_is_made(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(signal.shutil, "disk_usage", lambda folder: SimpleNamespace(free=20_000))
+    with pytest.raises(
+        InputError, match=r"teacher_signal: about .* GB are to be kept, .* has room for 0.0; lower top_k"
+    ):
+        distilled(made, tmp_path, teacher_signal={"outputs": "top-k", "top_k": 64})
+    assert not list(tmp_path.rglob("log_p.npy"))
+
+
 def test_as_many_students_side_by_side_as_memory_has_room_for():
     teacher, small, large = Need(1000, 500), Need(100, 200), Need(300, 50)
     room = 500_000_000 + 1500
