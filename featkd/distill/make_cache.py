@@ -62,7 +62,7 @@ def make(
     if begins_anew(blocks):
         check_apart(forward)
     layers = {part["layer"]: part["dimensions"] for part in parts.values() if part["kind"] == "layer"}
-    codecs = _codecs(forward, layers, blocks, chosen, run)
+    codecs = {layer: _codec(forward, layer, kept, blocks, chosen, run) for layer, kept in layers.items()}
     folders = {name: _Folder(out / name, part, vocabulary, blocks, chosen) for name, part in parts.items()}
     for part, folder in zip(parts.values(), folders.values(), strict=True):
         if part["kind"] == "layer":
@@ -95,19 +95,17 @@ def _passes(
         yield Pass(keep, labels != IGNORED, said)
 
 
-def _codecs(
-    forward: Forward, layers: dict[int, int], blocks: np.ndarray, chosen: np.ndarray, run: Runtime
-) -> dict[int, compress.Codec]:
-    """Fitted on the first blocks in the order of the batches."""
-    found: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
-    count = 0
-    for some in _passes(forward, set(layers), False, blocks, chosen, run) if layers else ():
-        for layer, states in found.items():
-            states.append(some.said.hidden[layer][some.valid].float())
+def _codec(
+    forward: Forward, layer: int, dimensions: int, blocks: np.ndarray, chosen: np.ndarray, run: Runtime
+) -> compress.Codec:
+    """Fitted on the first blocks in the order of the batches. A pass for each layer: all their states are large."""
+    states, count = [], 0
+    for some in _passes(forward, {layer}, False, blocks, chosen, run):
+        states.append(some.said.hidden[layer][some.valid].float())
         count += int(some.valid.sum())
         if count >= compress.FIT_TOKENS:
             break
-    return {layer: compress.fit(torch.cat(states), layers[layer]) for layer, states in found.items()}
+    return compress.fit(torch.cat(states), dimensions)
 
 
 def _layer(found: Pass, layer: int, codec: compress.Codec) -> tuple[Rows, Sums]:
