@@ -22,6 +22,7 @@ from featkd.distill.learner import Learner
 from featkd.distill.runtime import Runtime, runtime
 from featkd.models import student as students
 from featkd.models.llama import llama_config
+from featkd.store import artefact_key
 from featkd.teaching import Distillation
 from featkd.training import Optimisation, Shape
 
@@ -86,10 +87,15 @@ def told(line: str) -> None:
     print(time.strftime("%H:%M:%S"), line, file=sys.stderr, flush=True)
 
 
+def made_by(settings: dict[str, Any]) -> str:
+    """Of the settings and of the source that they are for."""
+    return artefact_key(settings, ["data", "models", "align", "distill"], ["torch", "transformers"])[:8]
+
+
 def prepare() -> Path:
     """A folder with tokenizer, token blocks and tasks per corpus, and one teacher that was trained on all of them."""
     own = {key: value for key, value in SETTINGS.items() if not key.startswith(("student", "tokens", "little", "warm"))}
-    folder = CACHE / spec.digest(own)[:8]
+    folder = CACHE / made_by(own)
     if (folder / "teacher" / "config.json").is_file():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
