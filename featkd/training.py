@@ -30,7 +30,9 @@ class Optimisation(Section):
     tokens: int = Field(ge=1, description="Training tokens, counted with padding. The same for every candidate.")
     batch_size: int = Field(16, ge=1, description="Blocks per step.")
     learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate.")
-    warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps spent warming up.")
+    warmup: float = Field(
+        0.15, ge=0, lt=1, description="Share of the steps spent warming up; better than 0.05 in bench-quality."
+    )
     weight_decay: float = Field(0.1, ge=0, description="On matrices, not on norms.")
     grad_clip: float = Field(1.0, gt=0, description="Largest gradient norm.")
     activation_penalty: float = Field(
