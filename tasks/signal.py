@@ -75,7 +75,7 @@ def _check_room(context: Context, missing: dict[str, Part], teacher: Any, tokens
         8 * part["k"] if part["kind"] == "top-k" else of_token.get(part["kind"], part.get("dimensions"))
         for part in missing.values()
     )
-    free = shutil.disk_usage(context.home).free
+    free = shutil.disk_usage(context.home.parent).free
     if need > free:
         raise InputError(
             f"teacher_signal: about {need / 1e9:.1f} GB are to be kept, {context.home} has room for {free / 1e9:.1f}; "
