@@ -169,7 +169,12 @@ def test_a_cache_is_of_its_teacher_its_text_and_what_is_asked_of_it(made, tmp_pa
     same = identity()
     longer, shorter = ({"training": {"tokens": n * 4 * 32, "batch_size": 4}} for n in (40, 2))
     assert identity(**longer) == same, "more epochs take the same blocks"
-    others = [identity(teacher="u"), identity(tokens="l"), identity(part={"kind": "top-k"}), identity(**shorter)]
+    others = [
+        identity(teacher="u"),
+        identity(tokens="l"),
+        identity(part={"kind": "top-k", "k": 8}),
+        identity(**shorter),
+    ]
     others.append(identity(compute={"precision": "bf16"}))
     assert len({same, *others}) == 6
 
