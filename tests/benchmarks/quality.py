@@ -152,12 +152,16 @@ def search(done: Rows, pool: ProcessPoolExecutor) -> tuple[dict[str, dict[str, T
 
 def longer(trials: dict[str, Trial], pool: ProcessPoolExecutor) -> dict[str, float]:
     """By what factor sft and logit-kd may train longer to cost what feature-kd costs; medians of three, in turns."""
-    seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
-    for _ in range(3):
-        for arm in ARMS:
-            seconds[arm].append(pool.submit(train.alone_s, trials[arm]).result())
-    cost = {arm: statistics.median(values) for arm, values in seconds.items()}
-    return {arm: round(cost["feature-kd"] / cost[arm], 2) for arm in ("sft", "logit-kd")}
+    file = train.CACHE / f"longer-{train.made_by(SETTINGS)}.json"
+    if not file.is_file():
+        seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
+        for _ in range(3):
+            for arm in ARMS:
+                seconds[arm].append(pool.submit(train.alone_s, trials[arm]).result())
+        cost = {arm: statistics.median(values) for arm, values in seconds.items()}
+        factors = {arm: round(cost["feature-kd"] / cost[arm], 2) for arm in ("sft", "logit-kd")}
+        file.write_text(json.dumps(factors))
+    return json.loads(file.read_text())
 
 
 def versus(a: dict[str, Any], b: dict[str, Any], corpus: str) -> dict[str, Any]:
