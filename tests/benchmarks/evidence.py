@@ -55,6 +55,11 @@ def _page(document: dict[str, Any], lead: str) -> str:
 
 
 def _text(value: Any) -> str:
+    """A list of two is an interval, of three a figure with its interval."""
+    if isinstance(value, dict):
+        return "; ".join(f"{key} {_text(item)}" for key, item in value.items())
+    if isinstance(value, list) and len(value) == 3:
+        return f"{_text(value[0])} ({_text(value[1])} to {_text(value[2])})"
     if isinstance(value, list):
         return " to ".join(map(_text, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
