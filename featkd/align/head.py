@@ -45,7 +45,8 @@ class Head(NamedTuple):
 
 def plain_logits(states: torch.Tensor, head: Head) -> torch.Tensor:
     """[..., vocabulary] from states [..., hidden], all at once."""
-    z = (states if head.weight is None else F.linear(states, head.weight, head.bias)) * head.scale
+    z = states if head.weight is None else F.linear(states, head.weight, head.bias)
+    z = z if head.scale == 1 else z * head.scale  # a copy of the largest tensor there is
     return torch.tanh(z / head.softcap) * head.softcap if head.softcap else z
 
 

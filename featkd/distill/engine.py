@@ -85,6 +85,7 @@ def train(
                 if batch.last:
                     learner.update(step, steps)
                 learner.seconds += run.clock() - clock
+            del signal  # before the next: logits are the largest tensors here
         done = (step + 1) * training.batch_size * block
         looked = {}
         if step + 1 in marks:
