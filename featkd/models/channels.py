@@ -86,7 +86,8 @@ def _sums(model: Any, see: dict[str, tuple[str, See]], probe: Probe) -> dict[str
     hooks = [model.get_submodule(path).register_forward_hook(hook(*of)) for path, of in see.items()]
     training = model.training
     model.eval()
-    for options, its in probe.blocks():  # noqa: B007  (the hooks read `its`)
+    for options, valid in probe.blocks():
+        its = valid
         model.base_model(**options)
     model.train(training)
     for handle in hooks:

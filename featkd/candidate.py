@@ -1,0 +1,200 @@
+"""What the result document says of one candidate: quality, cost, how it was trained, verdict."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Verdict = Literal["go", "no-go", "inconclusive"]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Interval(Part):
+    """A figure with its 95 % interval. `low` and `high` are None where no interval was computed."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+class Score(Part):
+    """One task of one candidate."""
+
+    metric: str = Field(description="acc, acc_norm, token_perplexity, ...")
+    higher_is_better: bool
+    estimate: Interval
+    examples: int
+    chance: float | None = Field(None, description="Guessing (accuracy) or a unigram model (perplexity).")
+    difference: Interval | None = Field(None, description="Paired difference to the teacher: candidate - teacher.")
+    retained: Interval | None = Field(
+        None,
+        description="(candidate - chance) / (teacher - chance); for perplexity the same of log-perplexities.",
+    )
+    ratio: Interval | None = Field(None, description="Perplexity only: candidate / teacher, 1 is as good.")
+
+
+class Quality(Part):
+    why: str | None = None
+    tasks: dict[str, Score] = Field(default_factory=dict)
+    replicates: dict[str, dict[str, float]] = Field(
+        default_factory=dict, description="Seed to task to estimate, where several seeds were trained."
+    )
+
+
+class Agreement(Part):
+    """How a candidate's answers relate to the teacher's on one multiple-choice task."""
+
+    examples: int
+    agreement: Interval = Field(description="Share of examples with the teacher's answer.")
+    correct_to_wrong: float = Field(description="Share the teacher had right and the candidate has wrong.")
+    wrong_to_correct: float = Field(description="Share the teacher had wrong and the candidate has right.")
+
+
+class Fidelity(Part):
+    why: str | None = None
+    tasks: dict[str, Agreement] = Field(default_factory=dict)
+
+
+class Guardrails(Part):
+    why: str | None = None
+
+
+class Latency(Part):
+    why: str | None = None
+    provider: str | None = None
+    ttft_ms: Interval | None = Field(
+        None, description="Time to first token, prompt already tokenised: mean over rounds of their medians."
+    )
+    decode_tokens_per_s: Interval | None = Field(
+        None, description="Batch 1: mean over rounds of their medians; means here are geometric."
+    )
+    prefill_tokens_per_s: Interval | None = None
+    ttft_speedup: Interval | None = Field(None, description="Teacher's time over the candidate's, round by round.")
+    decode_speedup: Interval | None = Field(None, description="Candidate's rate over the teacher's, round by round.")
+    generations: int = 0
+    ttft_ms_quantiles: dict[str, float] = Field(default_factory=dict, description="p50, p90.")
+    raw_ttft_ms: list[float] = Field(default_factory=list)
+    raw_decode_tokens_per_s: list[float] = Field(default_factory=list)
+
+
+class Memory(Part):
+    why: str | None = None
+    peak_rss_bytes: Interval | None = Field(None, description="Peak of the serving process.")
+    rss_above_import_bytes: Interval | None = Field(None, description="The same less the bare runtime.")
+    rss_ratio: Interval | None = Field(None, description="Candidate's peak over the teacher's.")
+    file_bytes: int | None = Field(None, description="The ONNX files.")
+
+
+class Roi(Part):
+    why: str | None = None
+    usd_per_million_input_tokens: Interval | None = None
+    usd_per_million_output_tokens: Interval | None = None
+    machines: int | None = Field(None, description="Whole machines needed at peak.")
+    monthly_cost_usd: Interval | None = None
+    monthly_saving_usd: Interval | None = Field(
+        None, description="Teacher's monthly cost less the candidate's and its upkeep; the rest follows from it."
+    )
+    one_off_usd: float | None = None
+    payback_months: float | Literal["never"] | None = None
+    payback_months_low: float | Literal["never"] | None = None
+    payback_months_high: float | Literal["never"] | None = None
+    npv_usd: float | None = None
+    cash_flow_usd: list[float] = Field(default_factory=list, description="Cumulative, month 0 to the horizon.")
+
+
+class GateOutcome(Part):
+    metric: str
+    at_least: float | None = None
+    at_most: float | None = None
+    severity: Literal["block", "warn"]
+    observed: Interval | None = None
+    outcome: Literal["pass", "fail", "inconclusive", "missing"]
+
+
+class Decision(Part):
+    verdict: Verdict | None = None
+    why: str | None = Field(
+        None,
+        description="Code: gates, no-gates, no-blocking-gates, baseline, parity-failed, not-run, teacher-inadequate, "
+        "no-control (the plain fine-tuned student was not measured).",
+    )
+    gates: list[GateOutcome] = Field(default_factory=list)
+
+
+class Parity(Part):
+    passed: bool
+    max_abs_difference: float
+    tolerance: float
+    argmax_agreement: float
+    tokens: int
+    checks: dict[str, float] = Field(
+        default_factory=dict, description="Largest |logit difference| per check: unpadded, left_padded, stepwise."
+    )
+
+
+class Alignment(Part):
+    """How hidden states were aligned. Layers are hidden-state indices, 0 the embedding."""
+
+    layer_map: str = Field(description="uniform, last-k, auto, given.")
+    layer_pairs: list[tuple[int, int]] = Field(description="(student, teacher).")
+    similarity: list[float] | None = Field(None, description="auto: debiased linear CKA of each pair before training.")
+    projector: str
+    guarded: bool = Field(description="Compared with the same student without feature terms on held-out text.")
+    dropped_at: float | None = Field(None, description="Share of training at which the guard dropped the terms.")
+
+
+class Signal(Part):
+    """What was kept of the teacher, and learned from instead of it; fidelity where it is least (layer, temperature)."""
+
+    outputs: str = Field(description="online, top-k, last-hidden.")
+    features: str | None = Field(None, description="online, int8; None where no hidden states are learned from.")
+    top_k: int | None = None
+    layers: list[int] = Field(default_factory=list, description="Of the kept hidden states, 0 the embedding.")
+    dimensions: int | None = Field(None, description="Kept of each hidden state.")
+    bytes_per_token: int
+    bytes: int
+    coverage: float | None = Field(None, description="top-k: mean probability of the kept tokens.")
+    kl: float | None = Field(
+        None, description="last-hidden: from what the teacher says to what is kept, nats per token."
+    )
+    cosine: float | None = Field(None, description="int8: mean between a hidden state and what is kept of it.")
+    norm_error: float | None = Field(None, description="int8: mean relative error of its norm.")
+
+
+class Training(Part):
+    """What it cost to make a candidate."""
+
+    seconds: float | None = Field(None, description="Its own, and its share of the teacher's pass.")
+    teacher_seconds: float | None = Field(None, description="Its share of the teacher's pass.")
+    memory_bytes: int | None = Field(
+        None, description="Weights, gradients and optimiser while it was trained; projectors included."
+    )
+    tokens: int | None = None
+    steps: int | None = None
+    parameters: int
+    copied_share: float = Field(0.0, description="Share of the weights copied from the teacher.")
+    weights_sha256: str | None = None
+    alignment: Alignment | None = None
+    signal: Signal | None = Field(None, description="None: the teacher was at work beside its students.")
+    curve: list[dict[str, float]] = Field(
+        default_factory=list, description="Points {tokens, validation_loss}; nats per token."
+    )
+
+
+class Candidate(Part):
+    arm: str
+    size: str | None = None
+    seed: int | None = None
+    precision: str = "fp32"
+    artefact: str | None = Field(None, description="Digest of the shipped ONNX folder.")
+    training: Training | None = None
+    parity: Parity | None = None
+    quality: Quality
+    fidelity: Fidelity
+    guardrails: Guardrails
+    latency: Latency
+    memory: Memory
+    roi: Roi
+    verdict: Decision
