@@ -31,7 +31,7 @@ from featkd import environment, spec
 from featkd.measure.statistics import interval as bootstrap
 
 SEARCHED = ("docstrings", 0)
-CORPORA = ["wikitext2", "tinystories"]
+CORPORA = ["wikitext2", "tinystories", "gsm8k"]
 SEEDS = [1] if QUICK else [1, 2, 3]
 ARMS = ("sft", "logit-kd", "feature-kd")
 RATES = [2e-3, 4e-3] if QUICK else [2e-3, 4e-3, 8e-3]
