@@ -10,22 +10,39 @@ with the loss, in closed form and in the place of the logits, so that nothing of
 backward pass, and no logit is computed twice: 6 d V + 2 D V operations per token for widths d and D, those of the
 matrix products.
 
-Logits and everything made of them are float32, also when states and weights are bf16.
+Everything made of logits is float32, also when states and weights are bf16. Where a processor multiplies bf16 fast the
+logits come as bf16, but less a number per token that is close to the largest of them (`_near_the_top`): what is
+rounded is then the distance from the likely tokens, small where probability is, and not the logit itself, which spoils
+gradients by a percent and more.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from featkd.align.logits import DIVERGENCES, Softmax, softmax, top_k_and_tail
-from featkd.align.products import add_by_weight, by_states, held_per_token, one_dnn, slices, times_transposed
+from featkd.align.products import (
+    FAST_BF16,
+    add_by_weight,
+    by_states,
+    held_per_token,
+    logits_type,
+    one_dnn,
+    shifted_times_transposed,
+    slices,
+    times_transposed,
+)
 from featkd.errors import InputError
 
 BUDGET_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
 TILE_BYTES = {"cpu": 1 << 20, "cuda": 64 << 20}
 FEWEST_TOKENS = 128  # whatever the vocabulary: with fewer the matrix products are slow
+WHOLE = 64  # tokens: of no multiple of it the products are up to a fifth slower
 TILES = 8  # the most that the steps on one tile hold at a time
+SAMPLED = 64  # targets of other positions, and as many tokens of the vocabulary, among which `_near_the_top` looks
 
 
 class Head(NamedTuple):
@@ -44,10 +61,21 @@ class Head(NamedTuple):
 
 
 def plain_logits(states: torch.Tensor, head: Head) -> torch.Tensor:
-    """[..., vocabulary] from states [..., hidden], all at once."""
+    """[..., vocabulary] from states [..., hidden], all at once, in the type that a linear layer would give."""
     z = states if head.weight is None else F.linear(states, head.weight, head.bias)
     z = z if head.scale == 1 else z * head.scale  # a copy of the largest tensor there is
     return torch.tanh(z / head.softcap) * head.softcap if head.softcap else z
+
+
+@torch.no_grad()
+def softmax_logits(states: torch.Tensor, head: Head, targets: torch.Tensor) -> torch.Tensor:
+    """float32 [tokens, vocabulary] from states [tokens, hidden], all at once, but for a number per token that no
+    softmax sees. targets: the next tokens' ids [tokens]."""
+    with _own_arithmetic(states.device.type) as dtype:
+        states, head = _cast(states, head, dtype)
+        out = torch.empty(len(states), _vocabulary(states, head), dtype=logits_type(head.weight), device=states.device)
+        raw = _raw_logits(states, head, 1.0, targets, out)
+        return _softcap(raw.tile(slice(None)), head.softcap, 1.0)
 
 
 class OnlineTeacher(NamedTuple):
@@ -146,14 +174,20 @@ class _Head(torch.autograd.Function):
 
 
 def _run(hidden: torch.Tensor, head: Head, targets: torch.Tensor, teacher: Any, *rest: Any) -> Found:
-    """`_chunks` outside of an autocast region, in its type on an accelerator. On a processor float32 weights would only
-    become bf16 to become float32 again."""
-    device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if device != "cpu" and torch.is_autocast_enabled(device) else None
-    with torch.autocast(device, enabled=False), one_dnn():
+    with _own_arithmetic(hidden.device.type) as dtype:
         if isinstance(teacher, OnlineTeacher):
             teacher = OnlineTeacher(*_cast(*teacher, dtype))
         return _chunks(*_cast(hidden, head, dtype), targets, teacher, *rest)
+
+
+@contextmanager
+def _own_arithmetic(device: str) -> Iterator[torch.dtype | None]:
+    """Outside of an autocast region, whose type this is, or None. On a processor that is slow at bf16, float32 weights
+    would only become bf16 to become float32 again."""
+    worth_it = device != "cpu" or FAST_BF16
+    dtype = torch.get_autocast_dtype(device) if worth_it and torch.is_autocast_enabled(device) else None
+    with torch.autocast(device, enabled=False), one_dnn():
+        yield dtype
 
 
 def _chunks(
@@ -174,36 +208,43 @@ def _chunks(
     tile = max(1, TILE_BYTES[device.type] // (4 * vocabulary))
     online = isinstance(teacher, OnlineTeacher)
     made = online and (teacher.head.weight is not None or teacher.head.scale != objective.temperature)
-    per_token = vocabulary * (1 + made) + held_per_token(head.weight)  # float32 numbers
+    heads = [head, *([teacher.head] if made else [])]
+    kept = [logits_type(one.weight) for one in heads]
+    per_token = vocabulary * sum(one.itemsize for one in kept) + 4 * held_per_token(head.weight)
     budget = BUDGET_BYTES[device.type] if budget_bytes is None else budget_bytes
-    room = budget // 4 - TILES * vocabulary * min(tile, tokens)
-    chunk = min(max(FEWEST_TOKENS if budget_bytes is None else 1, room // per_token), tokens)
-    buffers = torch.empty(1 + made, chunk, vocabulary, dtype=torch.float32, device=device)
+    room = budget - 4 * TILES * vocabulary * min(tile, tokens)
+    chunk = max(FEWEST_TOKENS if budget_bytes is None else 1, room // per_token)
+    chunk = min(chunk // WHOLE * WHOLE or chunk, tokens)
+    buffers = [torch.empty(chunk, vocabulary, dtype=one, device=device) for one in kept]
     factor = head.scale / tokens
     for rows in slices(tokens, chunk):
-        states = hidden[rows]
-        z = _raw_logits(states, head, objective.temperature, buffers[0, : len(states)])
+        states, following = hidden[rows], targets[rows]
+        z = _raw_logits(states, head, objective.temperature, following, buffers[0])
         if online:
-            u = teacher.hidden[rows]
-            u = _raw_logits(u, teacher.head, objective.temperature, buffers[1, : len(u)]) if made else u.float()
-        for part in slices(len(z), tile):
+            u = RawLogits(teacher.hidden[rows])
+            if made:
+                u = _raw_logits(u.kept, teacher.head, objective.temperature, following, buffers[1])
+        for part in slices(len(states), tile):
             at = slice(rows.start + part.start, rows.start + part.stop)
             if online:
-                signal = _softcap(u[part], teacher.head.softcap, objective.temperature)
+                signal = _softcap(u.tile(part), teacher.head.softcap, objective.temperature)
             else:
                 signal = teacher and (teacher.log_p[at], teacher.ids[at])
-            losses[at] = _tile(z[part], head.softcap, signal, targets[at], objective)
+            losses[at], gradient = _tile(z.tile(part), head.softcap, signal, targets[at], objective)
+            z.kept[part] = gradient
         if by_hidden is not None:
-            by_hidden[rows] = by_states(z, head.weight).mul_(factor)
+            by_hidden[rows] = by_states(z.kept, head.weight).mul_(factor)
         if by_weight is not None:
-            add_by_weight(by_weight, z, states, factor, first=rows.start == 0)
+            add_by_weight(by_weight, z.kept, states, factor, first=rows.start == 0)
         if by_bias is not None:
-            by_bias.add_(z.sum(0), alpha=factor)
+            by_bias.add_(z.kept.sum(0, dtype=torch.float32), alpha=factor)
     return losses, by_hidden, by_weight, by_bias
 
 
-def _tile(z: torch.Tensor, cap: float | None, signal: Any, targets: torch.Tensor, objective: Objective) -> torch.Tensor:
-    """Losses of a few tokens [tokens]. z, logits before the cap over T, is replaced by the gradient by the logits."""
+def _tile(
+    z: torch.Tensor, cap: float | None, signal: Any, targets: torch.Tensor, objective: Objective
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses of a few tokens [tokens] and their gradient by z, the logits before the cap over T, times T."""
     t = objective.temperature
     capped = _softcap(z, cap, t)
     student = softmax(capped)
@@ -221,8 +262,7 @@ def _tile(z: torch.Tensor, cap: float | None, signal: Any, targets: torch.Tensor
         gradient.scatter_add_(-1, target, torch.full_like(target, -objective.ce_weight, dtype=torch.float32))
     if cap:
         gradient.mul_(1 - (capped * (t / cap)).square_())
-    z.copy_(gradient)
-    return value
+    return value, gradient
 
 
 def _divergence(
@@ -241,12 +281,47 @@ def _softcap(z: torch.Tensor, cap: float | None, t: float) -> torch.Tensor:
     return (z * (t / cap)).tanh_().mul_(cap / t) if cap else z
 
 
-def _raw_logits(states: torch.Tensor, head: Head, t: float, out: torch.Tensor) -> torch.Tensor:
-    """scale * (W h + bias) / T, float32, in `out` [tokens, vocabulary]."""
+class RawLogits(NamedTuple):
+    """Logits before the cap over T: factor * kept + shift + bias."""
+
+    kept: torch.Tensor  # [tokens, vocabulary]
+    factor: float = 1.0
+    shift: torch.Tensor | None = None  # [tokens, 1]
+    bias: torch.Tensor | None = None  # [vocabulary]
+
+    def tile(self, rows: slice) -> torch.Tensor:
+        """Those of a few tokens, float32."""
+        z = self.kept[rows].float()
+        if self.factor != 1:
+            z.mul_(self.factor)
+        if self.shift is not None:
+            z.add_(self.shift[rows])
+        return z if self.bias is None else z.add_(self.bias)
+
+
+def _raw_logits(states: torch.Tensor, head: Head, t: float, targets: torch.Tensor, buffer: torch.Tensor) -> RawLogits:
+    """scale * (W h + bias) / T, kept in the first rows of `buffer`."""
+    out, factor = buffer[: len(states)], head.scale / t
+    bias = None if head.bias is None else head.bias.float() * factor
     if head.weight is None:
-        return torch.mul(states, head.scale / t, out=out)
-    times_transposed(states, head.weight, head.scale / t, out)
-    return out if head.bias is None else out.add_(head.bias.float(), alpha=head.scale / t)
+        return RawLogits(torch.mul(states, factor, out=out))
+    if out.dtype == torch.float32:
+        times_transposed(states, head.weight, factor, out)
+        return RawLogits(out, bias=bias)
+    shift = _near_the_top(states, head, targets)
+    shifted_times_transposed(states, head.weight, shift, out)
+    back = shift.float() * factor if head.softcap else None  # a softmax knows no difference
+    return RawLogits(out, factor, back, bias)
+
+
+def _near_the_top(states: torch.Tensor, head: Head, targets: torch.Tensor) -> torch.Tensor:
+    """About W h at the likeliest token [tokens, 1]: the largest at the target, at other positions' targets, which are
+    tokens likely in their own right, and at tokens from all over the vocabulary."""
+    vocabulary = len(head.weight)
+    spread = torch.arange(0, vocabulary, -(-vocabulary // SAMPLED), device=targets.device)
+    of_others = states @ head.weight[torch.cat([targets[:SAMPLED], spread])].T
+    own = torch.linalg.vecdot(states, head.weight[targets])
+    return torch.maximum(of_others.amax(-1), own)[:, None]
 
 
 def _vocabulary(hidden: torch.Tensor, head: Head) -> int:

@@ -1,8 +1,8 @@
-"""The three matrix products of an output layer, in float32, in the form that is fastest where tokens are few.
+"""The three matrix products of an output layer, in the form that is fastest where tokens are few.
 
-W is the weight [vocabulary, hidden]. Logits rounded to bf16 spoil the gradient by several percent: on a processor bf16
-weights become float32 for them, block by block, on an accelerator products of bf16 come out in float32. The products
-with the gradient are those of bf16 where the processor multiplies it fast.
+W is the weight [vocabulary, hidden]. Products are float32, also of bf16: on an accelerator they come out in it, on a
+processor weights become float32 block by block. Where a processor multiplies bf16 fast, its products are bf16 (their
+sums are float32 inside), and logits come less a number per token that head.py chooses, taken off before the rounding.
 """
 
 import functools
@@ -70,13 +70,27 @@ def times_transposed(states: torch.Tensor, weight: torch.Tensor, factor: float, 
             torch.mm(x, rows.T, out=out[:, block])
 
 
+def logits_type(weight: torch.Tensor | None) -> torch.dtype:
+    """What the logits of a head are kept in, and their gradient: bf16 if that is its type and the processor is fast."""
+    bf16 = weight is not None and weight.dtype == torch.bfloat16 and not weight.is_cuda and FAST_BF16
+    return torch.bfloat16 if bf16 else torch.float32
+
+
+def shifted_times_transposed(
+    states: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor, out: torch.Tensor
+) -> None:
+    """out = states weight^T - shift, all bf16 and rounded once; shift [tokens, 1]."""
+    out.copy_(shift.neg().expand_as(out))
+    out.addmm_(states, weight.T)
+
+
 def by_states(gradient: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
-    """gradient W [tokens, hidden], float32."""
+    """gradient W [tokens, hidden]; float32, or the type of both."""
     if weight is None:
         return gradient
     if gradient.is_cuda:
         return _product(gradient.to(weight.dtype), weight)
-    if exact_one_dnn() and weight.dtype == torch.float32:
+    if gradient.dtype == weight.dtype and (exact_one_dnn() or weight.dtype == torch.bfloat16):
         return gradient @ weight
     parts = min(PARTS, len(weight) // BLOCK) if weight.dtype == torch.float32 else 0
     if parts > 1:  # sums over parts of the vocabulary side by side: a third faster than one long sum
@@ -86,16 +100,16 @@ def by_states(gradient: torch.Tensor, weight: torch.Tensor | None) -> torch.Tens
         return total.addmm_(gradient[:, whole:], weight[whole:])
     total = torch.zeros(len(gradient), weight.shape[1])
     for block in slices(len(weight), BLOCK):
-        if FAST_BF16:
-            total.add_(gradient[:, block].to(weight.dtype) @ weight[block])
-        else:
-            total.addmm_(gradient[:, block], weight[block].float())
+        total.addmm_(gradient[:, block], weight[block].float())
     return total
 
 
 def held_per_token(weight: torch.Tensor | None) -> int:
     """The most that a product here holds beside its arguments, in float32 numbers per token."""
-    return 0 if weight is None else min(BLOCK, len(weight)) + PARTS * weight.shape[1]
+    if weight is None:
+        return 0
+    vocabulary, hidden = weight.shape
+    return hidden if logits_type(weight) == torch.bfloat16 else min(BLOCK, vocabulary) + PARTS * hidden
 
 
 def add_by_weight(
@@ -105,11 +119,11 @@ def add_by_weight(
     if gradient.is_cuda and states.dtype != torch.float32:
         product = _product(gradient.to(states.dtype).T, states).mul_(factor)
         total.copy_(product) if first else total.add_(product)
-    elif FAST_BF16 and states.dtype != torch.float32:
+    elif gradient.dtype == torch.bfloat16:
         if first:
             total.zero_()
         for block in slices(gradient.shape[1], BLOCK):
-            total[block].add_(gradient[:, block].to(states.dtype).T @ states, alpha=factor)
+            total[block].add_(gradient[:, block].T @ states, alpha=factor)
     else:
         total.addmm_(gradient.T, states.float(), beta=float(not first), alpha=factor)
 

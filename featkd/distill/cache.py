@@ -77,7 +77,7 @@ class Cache:
         if self.last_hidden:
             states = torch.from_numpy(self.last_hidden.rows("states", batch.blocks)).view(torch.bfloat16)
             with torch.no_grad(), run.autocast():
-                found.outputs = teacher_outputs(states.to(run.device).float(), teacher)
+                found.outputs = teacher_outputs(states.to(run.device).float(), teacher, batch.targets)
         for temperature, part in self.top_k.items():
             log_p, ids = part.rows("log_p", batch.blocks), part.rows("ids", batch.blocks).astype(np.int64)
             found.top_k[temperature] = TopKTeacher(*(torch.from_numpy(x).to(run.device) for x in (log_p, ids)))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from featkd.align.head import plain_logits
+from featkd.align.head import softmax_logits
 from featkd.distill import compress
 from featkd.distill.batches import IGNORED, begins_anew, learned, on_device
 from featkd.distill.cache import PART
@@ -29,10 +29,11 @@ Sums = dict[str, float]  # of what is told per token, over the tokens of the row
 
 
 class Pass(NamedTuple):
-    """Some blocks: keep, valid [batch, block] as in MicroBatch, and what the teacher says of them."""
+    """Some blocks: keep, valid, targets as in MicroBatch, and what the teacher says of them."""
 
     keep: torch.Tensor
     valid: torch.Tensor
+    targets: torch.Tensor
     said: Output
 
 
@@ -75,7 +76,7 @@ def make(
             else:
                 of = _top_k if part["kind"] == "top-k" else _last_hidden
                 with run.autocast():
-                    folders[name].add(*of(found.said.states, forward, vocabulary, part))
+                    folders[name].add(*of(found, forward, vocabulary, part))
         done += len(found.keep)
         rate = done * blocks.shape[2] / (run.clock() - start)
         on_step(step=done, steps=len(chosen), tokens_per_s=rate)
@@ -89,10 +90,10 @@ def _passes(
     at_once = max(1, TOKENS_AT_ONCE // blocks.shape[2])
     for first in range(0, len(chosen), at_once):
         ids, labels, positions = on_device(blocks[:, chosen[first : first + at_once]], run)
-        keep, _ = learned(labels)
+        keep, targets = learned(labels)
         with run.autocast():
             said = forward.at_layers(ids, keep, positions, layers, outputs)
-        yield Pass(keep, labels != IGNORED, said)
+        yield Pass(keep, labels != IGNORED, targets, said)
 
 
 def _codec(
@@ -118,21 +119,25 @@ def _layer(found: Pass, layer: int, codec: compress.Codec) -> tuple[Rows, Sums]:
 
 
 @torch.no_grad()
-def _last_hidden(states: torch.Tensor, forward: Forward, vocabulary: int, part: Part) -> tuple[Rows, Sums]:
+def _last_hidden(found: Pass, forward: Forward, vocabulary: int, part: Part) -> tuple[Rows, Sums]:
+    states = found.said.states
     kept, kl = states.to(torch.bfloat16), 0.0
     for rows in _slices(states, forward):
-        p, q = (plain_logits(x[rows], forward.head).float().log_softmax(-1) for x in (states, kept.to(states.dtype)))
+        p, q = (
+            softmax_logits(x[rows], forward.head, found.targets[rows]).log_softmax(-1)
+            for x in (states, kept.to(states.dtype))
+        )
         kl += float((p.exp() * (p - q)).sum())
     return {"states": kept}, {"kl": kl}
 
 
 @torch.no_grad()
-def _top_k(states: torch.Tensor, forward: Forward, vocabulary: int, part: Part) -> tuple[Rows, Sums]:
-    found = []
+def _top_k(found: Pass, forward: Forward, vocabulary: int, part: Part) -> tuple[Rows, Sums]:
+    best, states = [], found.said.states
     for rows in _slices(states, forward):
-        logits = plain_logits(states[rows], forward.head)[:, :vocabulary].float()
-        found.append((logits / part["temperature"]).log_softmax(-1).topk(min(part["k"], vocabulary), dim=-1))
-    log_p, ids = (torch.cat(both) for both in zip(*found, strict=True))
+        logits = softmax_logits(states[rows], forward.head, found.targets[rows])[:, :vocabulary]
+        best.append((logits / part["temperature"]).log_softmax(-1).topk(min(part["k"], vocabulary), dim=-1))
+    log_p, ids = (torch.cat(both) for both in zip(*best, strict=True))
     return {"log_p": log_p, "ids": ids}, {"coverage": float(log_p.exp().sum())}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from featkd.align.head import Head, OnlineTeacher, TopKTeacher, plain_logits
+from featkd.align.head import Head, OnlineTeacher, TopKTeacher, softmax_logits
 from featkd.align.relations import QKV
 from featkd.distill.batches import MicroBatch
 from featkd.distill.forward import Forward
@@ -44,15 +44,15 @@ def online(
     with run.autocast(), ExitStack() as stack:
         readers = {block: stack.enter_context(QKV(teacher.model, block)) for block in qkv_blocks}
         found = teacher.at_layers(batch.ids, batch.keep, batch.positions, layers, outputs)
-        said = teacher_outputs(found.states, teacher) if outputs else None
+        said = teacher_outputs(found.states, teacher, batch.targets) if outputs else None
     return Signal(said, found.hidden or {}, {block: reader.take() for block, reader in readers.items()})
 
 
-def teacher_outputs(states: torch.Tensor, teacher: Forward) -> OnlineTeacher:
-    """states [tokens, hidden]. Logits of a moderate size are computed once, for all; others by each student, a few
-    tokens at a time."""
+def teacher_outputs(states: torch.Tensor, teacher: Forward, targets: torch.Tensor) -> OnlineTeacher:
+    """states [tokens, hidden]; targets [tokens]. Logits of a moderate size are computed once, for all; others by each
+    student, a few tokens at a time."""
     if logits_bytes(len(states), teacher.model.config.vocab_size) <= LOGITS_BYTES:
-        return OnlineTeacher(plain_logits(states, teacher.head).float(), Head(None))
+        return OnlineTeacher(softmax_logits(states, teacher.head, targets), Head(None))
     return OnlineTeacher(states, teacher.head)
 
 

@@ -130,26 +130,72 @@ def test_rounded_weights_of_a_large_vocabulary_give_gradients_within_a_percent(o
     """Logits rounded to bf16 before the softmax miss by 4 to 23 % (a peer's open issue)."""
     monkeypatch.undo()
     states, head, targets, teacher = case(3, (64, 64), 151_936, scale=0.1)
-    rounded = (
-        states.bfloat16(),
-        head._replace(weight=head.weight.bfloat16()),
-        targets,
-        OnlineTeacher(teacher.hidden.bfloat16(), Head((teacher.head.weight * 0.1).bfloat16())),
-    )
-    objective = Objective(objective, 0.1, 1.0, 0.1)
-    gradients, expected = found(*rounded, objective)[1], exact(*rounded, objective)[1]
+    teacher = teacher._replace(head=Head(teacher.head.weight * 0.1))
+    given, objective = rounded(states, head, targets, teacher), Objective(objective, 0.1, 1.0, 0.1)
+    gradients, expected = found(*given, objective)[1], exact(*given, objective)[1]
     assert all(close(g, e, 1e-2, 0) for g, e in zip(gradients, expected, strict=True))
 
 
-def test_under_autocast_logits_stay_float32():
+def rounded(states, head, targets, teacher):
+    """The same in bf16."""
+    theirs = teacher.head._replace(weight=teacher.head.weight.bfloat16())
+    own = head._replace(weight=head.weight.bfloat16())
+    return states.bfloat16(), own, targets, OnlineTeacher(teacher.hidden.bfloat16(), theirs)
+
+
+def test_under_autocast_weights_are_rounded_and_logits_are_not():
     states, head, targets, teacher = case(6, (64, 64), 500, scale=0.2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         gradients = found(states, head, targets, teacher, Objective())[1]
     assert [gradient.dtype for gradient in gradients] == [torch.float32] * 2
-    rounded = head._replace(weight=head.weight.bfloat16())
-    theirs = OnlineTeacher(teacher.hidden.bfloat16(), Head(teacher.head.weight.bfloat16()))
-    expected = exact(states.bfloat16(), rounded, targets, theirs, Objective())[1]
+    expected = exact(*rounded(states, head, targets, teacher), Objective())[1]
     assert all(close(g, e, 1e-2, 0) for g, e in zip(gradients, expected, strict=True))
+
+
+def far_from_zero(by, **options):
+    """Logits of some spread around `by`, as GPT-2's around -100."""
+    states, head, targets, teacher = case(130, (65, 65), 3000, **options)
+    sides = []
+    for x, its, spread in ((states, head, 0.2), (teacher.hidden, teacher.head, 0.3)):
+        x, weight = x.clone(), its.weight * spread
+        x[:, 0], weight[:, 0] = by, 1.0
+        sides.append((x, its._replace(weight=weight)))
+    (states, head), (hidden, theirs) = sides
+    return rounded(states, head, targets, OnlineTeacher(hidden, theirs))
+
+
+@pytest.mark.parametrize("t", [1.0, 2.0])
+@pytest.mark.parametrize(
+    ("by", "options"),
+    [(-100.0, {}), (-100.0, {"bias": True}), (-100.0, {"scale": 0.5}), (0.0, {"softcaps": (20.0, 30.0)})],
+)
+def test_bf16_logits_are_exact_where_probability_is(by, options, t, monkeypatch):
+    monkeypatch.undo()
+    given, objective = far_from_zero(by, **options), Objective("forward-kl", 0.1, t, 0.1)
+    expected = exact(*given, objective)[1]
+    gradients = found(*given, objective, budget=None)[1]
+    assert all(close(g, e, 1e-2, 0) for g, e in zip(gradients, expected, strict=True))
+
+
+def test_bf16_logits_as_they_are_would_not_do():
+    """What the test above would find of a head that rounds them."""
+    states, head, _, teacher = far_from_zero(-100.0)
+    p, q = (
+        torch.softmax(F.linear(x, w).float(), -1)
+        for x, w in ((teacher.hidden, teacher.head.weight), (states, head.weight))
+    )
+    whole = F.linear(states.double(), head.weight.double()).softmax(-1) - logits(*teacher).softmax(-1)
+    assert float((q - p - whole).norm() / whole.norm()) > 0.05
+
+
+@pytest.mark.parametrize("cap", [None, 30.0])
+def test_logits_at_once_have_the_softmax_of_float64(cap, monkeypatch):
+    monkeypatch.undo()
+    _, _, targets, teacher = far_from_zero(0.0 if cap else -100.0, softcaps=(None, cap))
+    exactly = logits(*teacher).softmax(-1)
+    found = fused.softmax_logits(*teacher, targets)
+    assert found.dtype == torch.float32
+    assert float((found.softmax(-1) - exactly).norm() / exactly.norm()) < 1e-2
 
 
 @pytest.mark.parametrize(
