@@ -119,6 +119,8 @@ def _ready(
             check_apart(forward)
     if cache and cache.outputs and (cache.features or not any(learner.aligned for learner in learners)):
         taught_by.release(head=cache.last_hidden is not None)
+    elif taught_by and run.bf16 and run.processes.mesh is None:
+        taught_by.round_once()
     return taught_by
 
 

@@ -1,10 +1,10 @@
 """What a training will take, before it starts: an estimate, between 0.8 and 1.3 of the peaks of bench-arms and
 bench-engine on a processor; not yet held against an accelerator.
 
-Held for the whole pass: the teacher's weights; per student weights and two moments of AdamW, float32, its projectors
-too. At work, one student after the other: what the teacher says of a micro-batch, the student's gradients and the
-activations that its backward pass needs, in every layer a mask [blocks, block, block] that keeps documents apart; under
-bf16 a copy of the weights in that type.
+Held for the whole pass: the teacher's weights, under bf16 those of its linear layers in that type; per student weights
+and two moments of AdamW, float32, its projectors too. At work, one student after the other: what the teacher says of a
+micro-batch, the student's gradients and the activations that its backward pass needs, in every layer a mask [blocks,
+block, block] that keeps documents apart; under bf16 a copy of a student's weights in that type.
 
 Of several processes each takes that for its part of a micro-batch, and on a processor they share the memory. With
 sharding: fsdp each holds its part of the blocks, and at work one whole block on top. Not counted: that each loads
@@ -17,6 +17,7 @@ import torch
 
 from featkd.align.head import BUDGET_BYTES
 from featkd.align.relations import blocks_of
+from featkd.distill.forward import rounded_layers
 from featkd.distill.signal import LOGITS_BYTES, logits_bytes
 from featkd.errors import InputError
 from featkd.teaching import Recipe, TeacherSignal
@@ -59,6 +60,10 @@ def teacher_need(
     if signal.outputs != "online" and (signal.features != "online" or not features):
         head = config.vocab_size * config.hidden_size if signal.outputs == "last-hidden" else 0
         return Need(head * FLOAT, outputs + states + head * BF16 * bf16, weights * FLOAT)
+    if bf16 and compute.sharding == "none":  # Forward.round_once
+        rounded = sum(p.numel() for layer in rounded_layers(_on_meta(config)) for p in layer.parameters())
+        whole = weights * FLOAT
+        return Need(whole - rounded * (FLOAT - BF16), outputs + states + (weights - rounded) * BF16, whole)
     return Need(weights * FLOAT, outputs + states + block * FLOAT + (weights + block) * BF16 * bf16)
 
 

@@ -80,6 +80,13 @@ class Forward:
             hidden[last], states = found.last_hidden_state, found.last_hidden_state[keep]
         return Output(states if outputs else None, {layer: hidden[layer] for layer in layers})
 
+    def round_once(self) -> None:
+        """Linear layers become bf16 for good, as autocast would make them anew at every pass: the same outputs in less
+        time and half the memory."""
+        _ = self._readable  # whose probe wants weights of one type
+        for layer in rounded_layers(self.model):
+            layer.to(torch.bfloat16)
+
     def release(self, head: bool) -> None:
         """Give the model's weights back to memory, but for the head where that is still wanted."""
         self.model.to("meta")
@@ -127,6 +134,15 @@ class Forward:
             return False
         finally:
             self.model.train(training)
+
+
+def rounded_layers(model: Any) -> list[torch.nn.Module]:
+    """Those whose weights autocast rounds, but for one that shares them with the input embedding, which it does not."""
+    from transformers.pytorch_utils import Conv1D
+
+    embedded = model.get_input_embeddings().weight
+    linear = (layer for layer in model.modules() if isinstance(layer, torch.nn.Linear | Conv1D))
+    return [layer for layer in linear if layer.weight is not embedded]
 
 
 def check_apart(forward: Forward) -> None:

@@ -62,6 +62,8 @@ def make(
         )
     if begins_anew(blocks):
         check_apart(forward)
+    if run.bf16:
+        forward.round_once()
     layers = {part["layer"]: part["dimensions"] for part in parts.values() if part["kind"] == "layer"}
     codecs = {layer: _codec(forward, layer, kept, blocks, chosen, run) for layer, kept in layers.items()}
     folders = {name: _Folder(out / name, part, vocabulary, blocks, chosen) for name, part in parts.items()}

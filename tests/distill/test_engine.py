@@ -12,7 +12,7 @@ from featkd.align.head import plain_logits
 from featkd.child import run_child
 from featkd.distill import batches, engine
 from featkd.distill.batches import mean_loss
-from featkd.distill.forward import Forward
+from featkd.distill.forward import Forward, rounded_layers
 from featkd.distill.learner import Learner, mean_square
 from featkd.distill.runtime import Runtime
 from featkd.errors import RunError
@@ -278,6 +278,21 @@ def test_logits_of_kept_positions_are_the_model_s_own(kind, tmp_path):
     with torch.no_grad():
         found = plain_logits(forward(ids, keep).states, forward.head)
         assert torch.allclose(found, made(input_ids=ids).logits[keep], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])
+def test_a_teacher_rounded_once_says_what_autocast_says(kind, tmp_path):
+    made = given.load(tiny_models.save(kind, tmp_path)).eval().requires_grad_(False)
+    ids, keep = torch.arange(12).reshape(2, 6) + 1, torch.ones(2, 6, dtype=torch.bool)
+    forward = Forward(made)
+    with torch.autocast("cpu", torch.bfloat16):
+        before = forward.at_layers(ids, keep, None, {1, 2})
+        forward.round_once()
+        after = forward.at_layers(ids, keep, None, {1, 2})
+    assert torch.equal(before.states, after.states)
+    assert all(torch.equal(before.hidden[layer], after.hidden[layer]) for layer in (1, 2))
+    assert made.get_input_embeddings().weight.dtype == torch.float32
+    assert {layer.weight.dtype for layer in rounded_layers(made)} == {torch.bfloat16}
 
 
 def test_a_family_with_other_logits_goes_through_its_own_forward(tmp_path, monkeypatch):
