@@ -120,10 +120,12 @@ def add_by_weight(
         product = _product(gradient.to(states.dtype).T, states).mul_(factor)
         total.copy_(product) if first else total.add_(product)
     elif gradient.dtype == torch.bfloat16:
-        if first:
-            total.zero_()
         for block in slices(gradient.shape[1], BLOCK):
-            total[block].add_(gradient[:, block].T @ states, alpha=factor)
+            product = gradient[:, block].T @ states
+            if first:
+                torch.mul(product, factor, out=total[block])
+            else:
+                total[block].add_(product, alpha=factor)
     else:
         total.addmm_(gradient.T, states.float(), beta=float(not first), alpha=factor)
 

@@ -60,7 +60,7 @@ def teacher_need(
     if signal.outputs != "online" and (signal.features != "online" or not features):
         head = config.vocab_size * config.hidden_size if signal.outputs == "last-hidden" else 0
         return Need(head * FLOAT, outputs + states + head * BF16 * bf16, weights * FLOAT)
-    if bf16 and compute.sharding == "none":  # Forward.round_once
+    if bf16 and compute.sharding == "none":  # Forward.round_once; at work a head that is tied
         rounded = sum(p.numel() for layer in rounded_layers(_on_meta(config)) for p in layer.parameters())
         whole = weights * FLOAT
         return Need(whole - rounded * (FLOAT - BF16), outputs + states + (weights - rounded) * BF16, whole)
