@@ -10,10 +10,10 @@ with the loss, in closed form and in the place of the logits, so that nothing of
 backward pass, and no logit is computed twice: 6 d V + 2 D V operations per token for widths d and D, those of the
 matrix products.
 
-Everything made of logits is float32, also when states and weights are bf16. Where a processor multiplies bf16 fast the
-logits come as bf16, but less a number per token that is close to the largest of them (`_near_the_top`): what is
-rounded is then the distance from the likely tokens, small where probability is, and not the logit itself, which spoils
-gradients by a percent and more.
+What is computed from logits is float32, also when states and weights are bf16. Where a processor multiplies bf16 fast,
+logits and the gradient by them are kept as bf16, but logits less a number per token that is close to the largest of
+them: what is rounded is then the distance from the likely tokens, small where probability is, and not the logit itself,
+which spoils gradients by a percent and more.
 """
 
 from collections.abc import Iterator
@@ -41,8 +41,9 @@ BUDGET_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
 TILE_BYTES = {"cpu": 1 << 20, "cuda": 64 << 20}
 FEWEST_TOKENS = 128  # whatever the vocabulary: with fewer the matrix products are slow
 WHOLE = 64  # tokens: of no multiple of it the products are up to a fifth slower
-TILES = 8  # the most that the steps on one tile hold at a time
-SAMPLED = 64  # targets of other positions, and as many tokens of the vocabulary, among which `_near_the_top` looks
+NEAR = 8.0  # how far above the guess the largest logit may be, which is rounded by 1/64 at most then
+TILES = 9  # the most that the steps on one tile hold at a time
+OTHERS, SPREAD = 64, 100  # `_near_the_top` looks at targets of other positions, and at one token in so many
 
 
 class Head(NamedTuple):
@@ -73,9 +74,11 @@ def softmax_logits(states: torch.Tensor, head: Head, targets: torch.Tensor) -> t
     softmax sees. targets: the next tokens' ids [tokens]."""
     with _own_arithmetic(states.device.type) as dtype:
         states, head = _cast(states, head, dtype)
-        out = torch.empty(len(states), _vocabulary(states, head), dtype=logits_type(head.weight), device=states.device)
-        raw = _raw_logits(states, head, 1.0, targets, out)
-        return _softcap(raw.tile(slice(None)), head.softcap, 1.0)
+        if head.weight is None or not len(states):
+            return plain_logits(states, head).float()
+        out = torch.empty(len(states), len(head.weight), dtype=logits_type(head.weight), device=states.device)
+        z = _raw_logits(states, head, 1.0, targets, out).tile(slice(None))
+        return z.div_(head.softcap).tanh_().mul_(head.softcap) if head.softcap else z
 
 
 class OnlineTeacher(NamedTuple):
@@ -182,8 +185,8 @@ def _run(hidden: torch.Tensor, head: Head, targets: torch.Tensor, teacher: Any, 
 
 @contextmanager
 def _own_arithmetic(device: str) -> Iterator[torch.dtype | None]:
-    """Outside of an autocast region, whose type this is, or None. On a processor that is slow at bf16, float32 weights
-    would only become bf16 to become float32 again."""
+    """Leaves an autocast region. What it gives is the region's type; None where products are better left in the type of
+    the weights, as on a processor that is slow at bf16."""
     worth_it = device != "cpu" or FAST_BF16
     dtype = torch.get_autocast_dtype(device) if worth_it and torch.is_autocast_enabled(device) else None
     with torch.autocast(device, enabled=False), one_dnn():
@@ -310,18 +313,22 @@ def _raw_logits(states: torch.Tensor, head: Head, t: float, targets: torch.Tenso
         return RawLogits(out, bias=bias)
     shift = _near_the_top(states, head, targets)
     shifted_times_transposed(states, head.weight, shift, out)
+    top = out.amax(-1, keepdim=True)
+    if len(far := (top > NEAR).nonzero()[:, 0]):  # few, where targets are what the models expect
+        shift[far] += top[far]
+        again = torch.empty(len(far), out.shape[1], dtype=out.dtype, device=out.device)
+        shifted_times_transposed(states[far], head.weight, shift[far], again)
+        out[far] = again
     back = shift.float() * factor if head.softcap else None  # a softmax knows no difference
     return RawLogits(out, factor, back, bias)
 
 
 def _near_the_top(states: torch.Tensor, head: Head, targets: torch.Tensor) -> torch.Tensor:
-    """About W h at the likeliest token [tokens, 1]: the largest at the target, at other positions' targets, which are
-    tokens likely in their own right, and at tokens from all over the vocabulary."""
-    vocabulary = len(head.weight)
-    spread = torch.arange(0, vocabulary, -(-vocabulary // SAMPLED), device=targets.device)
-    of_others = states @ head.weight[torch.cat([targets[:SAMPLED], spread])].T
-    own = torch.linalg.vecdot(states, head.weight[targets])
-    return torch.maximum(of_others.amax(-1), own)[:, None]
+    """A guess at the largest W h, from below [tokens, 1]: the largest at the target, at other positions' targets, which
+    are tokens likely in their own right, and at tokens from all over the vocabulary."""
+    of_others = (states @ rows.T for rows in (head.weight[targets[:OTHERS]], head.weight[::SPREAD]))
+    own = torch.linalg.vecdot(states, head.weight[targets])[:, None]
+    return torch.cat([own, *of_others], -1).amax(-1, keepdim=True)
 
 
 def _vocabulary(hidden: torch.Tensor, head: Head) -> int:

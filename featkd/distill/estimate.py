@@ -17,7 +17,7 @@ import torch
 
 from featkd.align.head import BUDGET_BYTES
 from featkd.align.relations import blocks_of
-from featkd.distill.forward import rounded_layers
+from featkd.distill.forward import head_of, rounded_layers
 from featkd.distill.signal import LOGITS_BYTES, logits_bytes
 from featkd.errors import InputError
 from featkd.teaching import Recipe, TeacherSignal
@@ -57,14 +57,17 @@ def teacher_need(
         outputs = tokens * signal.top_k * TOP_K_BYTES
     states = (config.num_hidden_layers + 1 if features else 2) * tokens * config.hidden_size * FLOAT
     weights, block = held_parameters(config, compute)
+    once = bf16 and compute.sharding == "none"  # Forward.round_once
+    head = config.vocab_size * config.hidden_size
     if signal.outputs != "online" and (signal.features != "online" or not features):
-        head = config.vocab_size * config.hidden_size if signal.outputs == "last-hidden" else 0
-        return Need(head * FLOAT, outputs + states + head * BF16 * bf16, weights * FLOAT)
-    if bf16 and compute.sharding == "none":  # Forward.round_once; at work a head that is tied
-        rounded = sum(p.numel() for layer in rounded_layers(_on_meta(config)) for p in layer.parameters())
-        whole = weights * FLOAT
-        return Need(whole - rounded * (FLOAT - BF16), outputs + states + (weights - rounded) * BF16, whole)
-    return Need(weights * FLOAT, outputs + states + block * FLOAT + (weights + block) * BF16 * bf16)
+        kept = head * (signal.outputs == "last-hidden")
+        return Need(kept * (BF16 if once else FLOAT), outputs + states, weights * FLOAT)
+    if not once:
+        return Need(weights * FLOAT, outputs + states + block * FLOAT + (weights + block) * BF16 * bf16)
+    model = _on_meta(config)
+    rounded = sum(p.numel() for layer in rounded_layers(model) for p in layer.parameters())
+    tied = head if head_of(model).weight is model.get_input_embeddings().weight else 0
+    return Need((weights - rounded) * FLOAT + (rounded + tied) * BF16, outputs + states, weights * FLOAT)
 
 
 def student_need(

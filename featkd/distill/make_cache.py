@@ -49,6 +49,7 @@ def make(
 ) -> dict[str, dict[str, Any]]:
     """Write every part into a folder of its name in `out`. Returns what is told of each: bytes, tokens, fidelity.
 
+    Under bf16 the teacher's linear layers stay rounded.
     blocks int32 [3, blocks, block_size]; chosen: numbers of those to keep; vocabulary: how many rows of the teacher's
     output embedding are tokens, and no padding. Raises InputError where the family's logits do not follow from its last
     state, RunError where what it says is not finite.

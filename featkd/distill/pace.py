@@ -57,7 +57,8 @@ def seconds(
         aligned = any(learner.aligned for learner in learners)
         layers = set(range(teacher.config.num_hidden_layers + 1)) if aligned else set()
         signal = online(forward, batch, layers, set(), run)
-        (of_teacher,) = _timed([lambda: online(forward, batch, layers, set(), run)], run)
+        with run.autocast():  # which keeps the weights that it has rounded for the next round
+            (of_teacher,) = _timed([lambda: online(forward, batch, layers, set(), run)], run)
 
     def of_student(config: Any, recipe: Recipe) -> list[float]:
         if recipe:  # pairs that fit any depth, and no hooks

@@ -143,7 +143,7 @@ def rounded(states, head, targets, teacher):
     return states.bfloat16(), own, targets, OnlineTeacher(teacher.hidden.bfloat16(), theirs)
 
 
-def test_under_autocast_weights_are_rounded_and_logits_are_not():
+def test_under_autocast_gradients_are_exact_but_for_the_rounded_weights():
     states, head, targets, teacher = case(6, (64, 64), 500, scale=0.2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         gradients = found(states, head, targets, teacher, Objective())[1]
@@ -152,11 +152,21 @@ def test_under_autocast_weights_are_rounded_and_logits_are_not():
     assert all(close(g, e, 1e-2, 0) for g, e in zip(gradients, expected, strict=True))
 
 
-def far_from_zero(by, **options):
+@pytest.fixture(params=[True, False], ids=["fast", "slow"])
+def at_bf16(request, monkeypatch):
+    """A processor that multiplies bf16 fast and one that does not, with blocks and tiles as they are."""
+    if request.param and not products.FAST_BF16:
+        pytest.skip("this processor is slow at bf16")
+    monkeypatch.undo()
+    for module in (fused, products):
+        monkeypatch.setattr(module, "FAST_BF16", request.param)
+
+
+def far_from_zero(by, spreads=(0.2, 0.3), **options):
     """Logits of some spread around `by`, as GPT-2's around -100."""
     states, head, targets, teacher = case(130, (65, 65), 3000, **options)
     sides = []
-    for x, its, spread in ((states, head, 0.2), (teacher.hidden, teacher.head, 0.3)):
+    for x, its, spread in ((states, head, spreads[0]), (teacher.hidden, teacher.head, spreads[1])):
         x, weight = x.clone(), its.weight * spread
         x[:, 0], weight[:, 0] = by, 1.0
         sides.append((x, its._replace(weight=weight)))
@@ -167,10 +177,15 @@ def far_from_zero(by, **options):
 @pytest.mark.parametrize("t", [1.0, 2.0])
 @pytest.mark.parametrize(
     ("by", "options"),
-    [(-100.0, {}), (-100.0, {"bias": True}), (-100.0, {"scale": 0.5}), (0.0, {"softcaps": (20.0, 30.0)})],
+    [
+        (-100.0, {}),
+        (-100.0, {"bias": True}),
+        (-100.0, {"scale": 0.5}),
+        (0.0, {"softcaps": (20.0, 30.0)}),
+        (-100.0, {"spreads": (1.0, 1.2)}),  # sure of tokens that are no target
+    ],
 )
-def test_bf16_logits_are_exact_where_probability_is(by, options, t, monkeypatch):
-    monkeypatch.undo()
+def test_bf16_logits_are_exact_where_probability_is(by, options, t, at_bf16):
     given, objective = far_from_zero(by, **options), Objective("forward-kl", 0.1, t, 0.1)
     expected = exact(*given, objective)[1]
     gradients = found(*given, objective, budget=None)[1]
@@ -189,13 +204,13 @@ def test_bf16_logits_as_they_are_would_not_do():
 
 
 @pytest.mark.parametrize("cap", [None, 30.0])
-def test_logits_at_once_have_the_softmax_of_float64(cap, monkeypatch):
-    monkeypatch.undo()
+def test_logits_at_once_have_the_softmax_of_float64(cap, at_bf16):
     _, _, targets, teacher = far_from_zero(0.0 if cap else -100.0, softcaps=(None, cap))
     exactly = logits(*teacher).softmax(-1)
     found = fused.softmax_logits(*teacher, targets)
     assert found.dtype == torch.float32
     assert float((found.softmax(-1) - exactly).norm() / exactly.norm()) < 1e-2
+    assert fused.softmax_logits(teacher.hidden[:0], teacher.head, targets[:0]).shape == (0, 3000)
 
 
 @pytest.mark.parametrize(

@@ -52,10 +52,13 @@ def test_a_teacher_s_states_count_where_someone_learns_from_them(folder):
 def test_a_teacher_takes_half_under_bf16_but_for_its_embedding(kind, tmp_path):
     config = given.configuration(tiny_models.save(kind, tmp_path))
     model = given.load(tmp_path)
-    Forward(model).round_once()
-    need = teacher_need(config, TRAINING, 32, False, bf16=True)
-    assert need.held == sum(p.nbytes for p in model.parameters()) < 0.9 * need.at_first
-    assert need.at_first == 4 * parameters(config)
+    forward = Forward(model)
+    forward.round_once()
+    tensors = {p.data_ptr(): p.nbytes for p in [*model.parameters(), forward.head.weight]}
+    need, plain = (teacher_need(config, TRAINING, 32, False, bf16) for bf16 in (True, False))
+    assert need.held == sum(tensors.values()) < plain.held
+    assert need.at_first == plain.held == 4 * parameters(config)
+    assert need.at_work == plain.at_work
 
 
 def test_a_teacher_whose_signal_is_cached_goes_once_the_students_are_made(folder):
