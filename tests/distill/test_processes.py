@@ -273,4 +273,4 @@ def test_a_token_that_one_process_cannot_read_ends_both(uneven, tmp_path, shardi
 def test_nan_is_told_as_of_one_process(uneven, tmp_path):
     with pytest.raises(RunError, match=r"the loss of \S+ is (nan|inf) at step \d of 8; lower .* the batch is in .*npy"):
         trained(uneven, tmp_path, learning_rate=1e30, grad_clip=1e30)
-    assert np.load(tmp_path / "checkpoints" / "failed-batch.npy").shape == (2, BATCH, 32)
+    assert np.load(tmp_path / "checkpoints" / "failed-batch.npy").shape == (3, BATCH, 32)
