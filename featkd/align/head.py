@@ -8,77 +8,23 @@ of tokens. Tokens come in chunks as large as the budget allows (the matrix produ
 tiles that stay in the processor's cache (a dozen steps follow each other on the same numbers). The gradient is computed
 with the loss, in closed form and in the place of the logits, so that nothing of the vocabulary's width is kept for the
 backward pass, and no logit is computed twice: 6 d V + 2 D V operations per token for widths d and D, those of the
-matrix products.
-
-What is computed from logits is float32, also when states and weights are bf16. Where a processor multiplies bf16 fast,
-logits and the gradient by them are kept as bf16, but logits less a number per token that is close to the largest of
-them: what is rounded is then the distance from the likely tokens, small where probability is, and not the logit itself,
-which spoils gradients by a percent and more.
+matrix products. How logits come from states: output.py.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from featkd.align.logits import DIVERGENCES, Softmax, softmax, top_k_and_tail
-from featkd.align.products import (
-    FAST_BF16,
-    add_by_weight,
-    by_states,
-    held_per_token,
-    logits_type,
-    one_dnn,
-    shifted_times_transposed,
-    slices,
-    times_transposed,
-)
+from featkd.align.output import Head, RawLogits, cast, own_arithmetic, raw_logits, softcap
+from featkd.align.products import add_by_weight, by_states, held_per_token, logits_type, slices
 from featkd.errors import InputError
 
 BUDGET_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
 TILE_BYTES = {"cpu": 1 << 20, "cuda": 64 << 20}
 FEWEST_TOKENS = 128  # whatever the vocabulary: with fewer the matrix products are slow
 WHOLE = 64  # tokens: of no multiple of it the products are up to a fifth slower
-NEAR = 8.0  # how far above the guess the largest logit may be, which is rounded by 1/64 at most then
 TILES = 9  # the most that the steps on one tile hold at a time
-OTHERS, SPREAD = 64, 100  # `_near_the_top` looks at targets of other positions, and at one token in so many
-
-
-class Head(NamedTuple):
-    """What turns hidden states into logits. weight [vocabulary, hidden]; None: the states are logits already."""
-
-    weight: torch.Tensor | None
-    bias: torch.Tensor | None = None
-    scale: float = 1.0
-    softcap: float | None = None
-
-    def first(self, rows: int) -> "Head":
-        """That of the first so many tokens of the vocabulary; the others are padding (vocabulary.py)."""
-        if self.weight is None or rows >= len(self.weight):
-            return self
-        return self._replace(weight=self.weight[:rows], bias=None if self.bias is None else self.bias[:rows])
-
-
-def plain_logits(states: torch.Tensor, head: Head) -> torch.Tensor:
-    """[..., vocabulary] from states [..., hidden], all at once, in the type that a linear layer would give."""
-    z = states if head.weight is None else F.linear(states, head.weight, head.bias)
-    z = z if head.scale == 1 else z * head.scale  # a copy of the largest tensor there is
-    return torch.tanh(z / head.softcap) * head.softcap if head.softcap else z
-
-
-@torch.no_grad()
-def softmax_logits(states: torch.Tensor, head: Head, targets: torch.Tensor) -> torch.Tensor:
-    """float32 [tokens, vocabulary] from states [tokens, hidden], all at once, but for a number per token that no
-    softmax sees. targets: the next tokens' ids [tokens]."""
-    with _own_arithmetic(states.device.type) as dtype:
-        states, head = _cast(states, head, dtype)
-        if head.weight is None or not len(states):
-            return plain_logits(states, head).float()
-        out = torch.empty(len(states), len(head.weight), dtype=logits_type(head.weight), device=states.device)
-        z = _raw_logits(states, head, 1.0, targets, out).tile(slice(None))
-        return z.div_(head.softcap).tanh_().mul_(head.softcap) if head.softcap else z
 
 
 class OnlineTeacher(NamedTuple):
@@ -177,20 +123,10 @@ class _Head(torch.autograd.Function):
 
 
 def _run(hidden: torch.Tensor, head: Head, targets: torch.Tensor, teacher: Any, *rest: Any) -> Found:
-    with _own_arithmetic(hidden.device.type) as dtype:
+    with own_arithmetic(hidden.device.type) as dtype:
         if isinstance(teacher, OnlineTeacher):
-            teacher = OnlineTeacher(*_cast(*teacher, dtype))
-        return _chunks(*_cast(hidden, head, dtype), targets, teacher, *rest)
-
-
-@contextmanager
-def _own_arithmetic(device: str) -> Iterator[torch.dtype | None]:
-    """Leaves an autocast region. What it gives is the region's type; None where products are better left in the type of
-    the weights, as on a processor that is slow at bf16."""
-    worth_it = device != "cpu" or FAST_BF16
-    dtype = torch.get_autocast_dtype(device) if worth_it and torch.is_autocast_enabled(device) else None
-    with torch.autocast(device, enabled=False), one_dnn():
-        yield dtype
+            teacher = OnlineTeacher(*cast(*teacher, dtype))
+        return _chunks(*cast(hidden, head, dtype), targets, teacher, *rest)
 
 
 def _chunks(
@@ -222,15 +158,15 @@ def _chunks(
     factor = head.scale / tokens
     for rows in slices(tokens, chunk):
         states, following = hidden[rows], targets[rows]
-        z = _raw_logits(states, head, objective.temperature, following, buffers[0])
+        z = raw_logits(states, head, objective.temperature, following, buffers[0])
         if online:
             u = RawLogits(teacher.hidden[rows])
             if made:
-                u = _raw_logits(u.kept, teacher.head, objective.temperature, following, buffers[1])
+                u = raw_logits(u.kept, teacher.head, objective.temperature, following, buffers[1])
         for part in slices(len(states), tile):
             at = slice(rows.start + part.start, rows.start + part.stop)
             if online:
-                signal = _softcap(u.tile(part), teacher.head.softcap, objective.temperature)
+                signal = softcap(u.tile(part), teacher.head.softcap, objective.temperature)
             else:
                 signal = teacher and (teacher.log_p[at], teacher.ids[at])
             losses[at], gradient = _tile(z.tile(part), head.softcap, signal, targets[at], objective)
@@ -249,7 +185,7 @@ def _tile(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Losses of a few tokens [tokens] and their gradient by z, the logits before the cap over T, times T."""
     t = objective.temperature
-    capped = _softcap(z, cap, t)
+    capped = softcap(z, cap, t)
     student = softmax(capped)
     if signal is None:
         value, gradient = torch.zeros(len(z), device=z.device), torch.zeros_like(z)
@@ -279,58 +215,6 @@ def _divergence(
     return DIVERGENCES[objective.divergence](z, student, signal, objective.mix)
 
 
-def _softcap(z: torch.Tensor, cap: float | None, t: float) -> torch.Tensor:
-    """cap * tanh(z / cap) of logits that are, and stay, divided by T."""
-    return (z * (t / cap)).tanh_().mul_(cap / t) if cap else z
-
-
-class RawLogits(NamedTuple):
-    """Logits before the cap over T: factor * kept + shift + bias."""
-
-    kept: torch.Tensor  # [tokens, vocabulary]
-    factor: float = 1.0
-    shift: torch.Tensor | None = None  # [tokens, 1]
-    bias: torch.Tensor | None = None  # [vocabulary]
-
-    def tile(self, rows: slice) -> torch.Tensor:
-        """Those of a few tokens, float32."""
-        z = self.kept[rows].float()
-        if self.factor != 1:
-            z.mul_(self.factor)
-        if self.shift is not None:
-            z.add_(self.shift[rows])
-        return z if self.bias is None else z.add_(self.bias)
-
-
-def _raw_logits(states: torch.Tensor, head: Head, t: float, targets: torch.Tensor, buffer: torch.Tensor) -> RawLogits:
-    """scale * (W h + bias) / T, kept in the first rows of `buffer`."""
-    out, factor = buffer[: len(states)], head.scale / t
-    bias = None if head.bias is None else head.bias.float() * factor
-    if head.weight is None:
-        return RawLogits(torch.mul(states, factor, out=out))
-    if out.dtype == torch.float32:
-        times_transposed(states, head.weight, factor, out)
-        return RawLogits(out, bias=bias)
-    shift = _near_the_top(states, head, targets)
-    shifted_times_transposed(states, head.weight, shift, out)
-    top = out.amax(-1, keepdim=True)
-    if len(far := (top > NEAR).nonzero()[:, 0]):  # few, where targets are what the models expect
-        shift[far] += top[far]
-        again = torch.empty(len(far), out.shape[1], dtype=out.dtype, device=out.device)
-        shifted_times_transposed(states[far], head.weight, shift[far], again)
-        out[far] = again
-    back = shift.float() * factor if head.softcap else None  # a softmax knows no difference
-    return RawLogits(out, factor, back, bias)
-
-
-def _near_the_top(states: torch.Tensor, head: Head, targets: torch.Tensor) -> torch.Tensor:
-    """A guess at the largest W h, from below [tokens, 1]: the largest at the target, at other positions' targets, which
-    are tokens likely in their own right, and at tokens from all over the vocabulary."""
-    of_others = (states @ rows.T for rows in (head.weight[targets[:OTHERS]], head.weight[::SPREAD]))
-    own = torch.linalg.vecdot(states, head.weight[targets])[:, None]
-    return torch.cat([own, *of_others], -1).amax(-1, keepdim=True)
-
-
 def _vocabulary(hidden: torch.Tensor, head: Head) -> int:
     return hidden.shape[-1] if head.weight is None else len(head.weight)
 
@@ -357,11 +241,3 @@ def _check(hidden: torch.Tensor, head: Head, targets: torch.Tensor, teacher: Any
             f"vocabulary: {_vocabulary(*sides[0][1:])} of the student, {_vocabulary(*sides[1][1:])} of the teacher; "
             "slice both heads to what featkd.align.vocabulary.shared_vocabulary finds"
         )
-
-
-def _cast(states: torch.Tensor, head: Head, dtype: torch.dtype | None) -> tuple[torch.Tensor, Head]:
-    """States and weight of one type: that of an autocast region, as for a linear layer, or else the weight's own."""
-    if head.weight is None:
-        return states, head
-    weight = head.weight.detach().to(dtype or head.weight.dtype)
-    return states.to(weight.dtype), head._replace(weight=weight)

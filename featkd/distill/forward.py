@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from featkd.align.head import Head, plain_logits
+from featkd.align.output import Head, plain_logits
 from featkd.align.relations import blocks_of
 from featkd.errors import InputError
 

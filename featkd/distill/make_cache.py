@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from featkd.align.head import softmax_logits
+from featkd.align.output import softmax_logits
 from featkd.distill import compress
 from featkd.distill.batches import IGNORED, begins_anew, learned, on_device
 from featkd.distill.cache import PART

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from featkd.align.head import Head, OnlineTeacher, TopKTeacher, softmax_logits
+from featkd.align.head import OnlineTeacher, TopKTeacher
+from featkd.align.output import Head, softmax_logits
 from featkd.align.relations import QKV
 from featkd.distill.batches import MicroBatch
 from featkd.distill.forward import Forward

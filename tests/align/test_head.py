@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from test_logits import OBJECTIVES, bucketed, close, random, reference
 
 from featkd.align import head as fused
-from featkd.align import products
-from featkd.align.head import Head, Objective, OnlineTeacher, TopKTeacher, fused_loss
+from featkd.align import output, products
+from featkd.align.head import Objective, OnlineTeacher, TopKTeacher, fused_loss
+from featkd.align.output import Head
 from featkd.errors import InputError
 
 
@@ -158,7 +159,7 @@ def at_bf16(request, monkeypatch):
     if request.param and not products.FAST_BF16:
         pytest.skip("this processor is slow at bf16")
     monkeypatch.undo()
-    for module in (fused, products):
+    for module in (output, products):
         monkeypatch.setattr(module, "FAST_BF16", request.param)
 
 
@@ -207,10 +208,10 @@ def test_bf16_logits_as_they_are_would_not_do():
 def test_logits_at_once_have_the_softmax_of_float64(cap, at_bf16):
     _, _, targets, teacher = far_from_zero(0.0 if cap else -100.0, softcaps=(None, cap))
     exactly = logits(*teacher).softmax(-1)
-    found = fused.softmax_logits(*teacher, targets)
+    found = output.softmax_logits(*teacher, targets)
     assert found.dtype == torch.float32
     assert float((found.softmax(-1) - exactly).norm() / exactly.norm()) < 1e-2
-    assert fused.softmax_logits(teacher.hidden[:0], teacher.head, targets[:0]).shape == (0, 3000)
+    assert output.softmax_logits(teacher.hidden[:0], teacher.head, targets[:0]).shape == (0, 3000)
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featkd.align.head import Head, Objective, OnlineTeacher, fused_loss
+from featkd.align.head import Objective, OnlineTeacher, fused_loss
 from featkd.align.logits import DIVERGENCES
+from featkd.align.output import Head
 
 OBJECTIVES = list(DIVERGENCES)
 CASES = {

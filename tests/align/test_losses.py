@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featkd.align.features import Weights, dynamic_weight, feature_loss, feature_weight
-from featkd.align.head import Head, OnlineTeacher, fused_loss
+from featkd.align.head import OnlineTeacher, fused_loss
 from featkd.align.layers import layer_pairs, most_similar, similarities
+from featkd.align.output import Head
 from featkd.align.projectors import KINDS, check_projector, principal_directions, projector
 from featkd.errors import InputError
 

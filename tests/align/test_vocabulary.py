@@ -6,7 +6,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from featkd.align.head import Head, OnlineTeacher, fused_loss
+from featkd.align.head import OnlineTeacher, fused_loss
+from featkd.align.output import Head
 from featkd.align.vocabulary import PROBES, shared_vocabulary
 from featkd.errors import InputError
 

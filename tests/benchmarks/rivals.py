@@ -90,7 +90,8 @@ class Contender(NamedTuple):
 
 
 def _featkd() -> Loss:
-    from featkd.align.head import Head, OnlineTeacher, fused_loss
+    from featkd.align.head import OnlineTeacher, fused_loss
+    from featkd.align.output import Head
 
     def loss(given: Tensors) -> torch.Tensor:
         x, y, targets = given.x, given.y, given.labels

@@ -8,7 +8,7 @@ import tiny_models
 import torch
 
 from featkd import spec
-from featkd.align.head import plain_logits
+from featkd.align.output import plain_logits
 from featkd.child import run_child
 from featkd.distill import batches, engine
 from featkd.distill.batches import mean_loss
