@@ -4,7 +4,8 @@
 # make bench-features   a benchmark; QUICK=1 tries it in a minute. bench-arms: many students on one teacher pass.
 #                       bench-scale: how cost grows, and whether it was estimated. bench-head and bench-engine have
 #                       rivals, in a .venv-bench of their own
-# make bench-quality   what distillation and feature alignment are worth: a search and its confirmation, about an hour
+# make bench-quality   what distillation and feature alignment are worth: a search and its confirmation, some hours
+#                      ONLY=random_init, copied_init or little_data: that setting alone
 # make bench-norms   the form of the norm term: a search of about half an hour
 SHELL := /bin/bash
 BIN := .venv/bin

@@ -17,10 +17,10 @@ QUICK = bool(os.environ.get("QUICK"))
 EVIDENCE = Path(__file__).parents[2] / "reports" / "evidence"
 
 
-def write(name: str, rows: list[dict[str, Any]], summary: dict[str, Any], lead: str) -> None:
+def write(name: str, rows: list[dict[str, Any]], summary: dict[str, Any], lead: str, only: str = "") -> None:
     """reports/evidence/NAME.json and NAME.md; the summary is the last line on stdout.
 
-    name: that of the benchmark; on other hardware with a suffix, head.h100.
+    name: that of the benchmark; on other hardware with a suffix, head.h100. only: the part that ONLY asked for.
     """
     folder = Path(tempfile.mkdtemp()) if QUICK else EVIDENCE
     folder.mkdir(parents=True, exist_ok=True)
@@ -29,7 +29,7 @@ def write(name: str, rows: list[dict[str, Any]], summary: dict[str, Any], lead: 
         "schema": "featkd.evidence/1",
         "name": name,
         "date": datetime.now(UTC).date().isoformat(),
-        "command": f"{'QUICK=1 ' if QUICK else ''}make bench-{name.partition('.')[0]}",
+        "command": f"{'QUICK=1 ' if QUICK else ''}make bench-{name.partition('.')[0]}{only and f' ONLY={only}'}",
         "hardware": hardware,
         "versions": environment.versions(),
         "rows": rows,

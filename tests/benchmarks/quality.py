@@ -1,9 +1,10 @@
-"""What distillation and the alignment of features are worth: `make bench-quality`.
+"""What distillation and the alignment of features are worth: `make bench-quality`, or one setting with ONLY.
 
-The search: as many trials for every arm, on one corpus and seed: learning rate x activation penalty, then options of
-the arm's own, then the learning rate of copied students. Its best are confirmed, once, on corpora and seeds that the
-search did not see; the summary tells the confirmation alone. All students of a corpus, seed and setting start from the
-same weights and see the same batches; the order of batches differs by seed.
+The search: as many trials for every arm, on one corpus and two seeds: for students with random weights learning rate x
+activation penalty, then options of the arm's own; for copied ones learning rate x activation penalty. Its best are
+confirmed, once, on corpora and seeds that the search did not see; the summary tells the confirmation alone. All
+students of a corpus, seed and setting start from the same weights and see the same batches; the order of batches
+differs by seed.
 
 random_init: depth and width cut, random weights. copied_init: the same depth in the teacher's width, copied layers; in
 the confirmation with the guard, which is on by default (elsewhere it is off here, so that ablations show what they do).
@@ -16,6 +17,7 @@ interrupted run goes on, if the source is the same.
 
 import json
 import math
+import os
 import statistics
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -24,19 +26,19 @@ from typing import Any
 import numpy as np
 import quality_train as train
 from evidence import QUICK, write
-from quality_train import SETTINGS, Trial
+from quality_train import SEARCHED, SETTINGS, Trial
 from scipy.stats import t as student_t
 
 from featkd import environment, spec
 from featkd.measure.statistics import interval as bootstrap
 
-SEARCHED = ("docstrings", 0)
+SEARCH_SEEDS = [0] if QUICK else [0, 4]
 CORPORA = ["wikitext2", "tinystories", "gsm8k"]
 SEEDS = [1] if QUICK else [1, 2, 3]
 ARMS = ("sft", "logit-kd", "feature-kd")
 RATES = [2e-3, 4e-3] if QUICK else [2e-3, 4e-3, 8e-3]
 PENALTIES = [0.0, 0.03] if QUICK else [0.0, 0.03, 0.3]
-COPIED_RATES = [3e-4, 1e-3, 3e-3]
+COPIED_RATES = [1e-3, 3e-3] if QUICK else [1e-3, 3e-3, 6e-3]
 OWN: dict[str, list[dict[str, Any]]] = {  # the same number for each
     "sft": [
         {"weight_decay": 0.01},
@@ -72,10 +74,10 @@ BESIDE = 9  # students beside one teacher pass
 LEAD = (
     "Students of one teacher on real text. `ratio`: the perplexity of `arm` over that of `against` on the same "
     "held-out text, below 1 is better; low to high: 95 %, paired over held-out blocks. `accuracy`: the difference in "
-    "the share of true continuations found among four. Rows with a `loss` are the search, on another corpus and seed "
-    "than all else. (time): trained longer, until it has cost as much processor time as feature-kd. In the summary "
-    "ratios are geometric means over corpora and seeds with their 95 % interval, and medians: the learning rates that "
-    "a search on one seed finds are near the edge, and single runs of any arm go wrong (ratios far from the others)."
+    "the share of true continuations found among four. Rows with a `loss` are the search, on another corpus and other "
+    "seeds than all else, means over its seeds. (time): trained longer, until it has cost as much processor time as "
+    "feature-kd. In the summary ratios are geometric means over corpora and seeds with their 95 % interval, and "
+    "medians, since single runs at high learning rates go wrong, of any arm."
 )
 
 
@@ -125,31 +127,40 @@ def changed(trial: Trial, options: dict[str, Any]) -> Trial:
     return trial._replace(distillation={**trial.distillation, **distillation}, training={**trial.training, **training})
 
 
-def search(done: Rows, pool: ProcessPoolExecutor) -> tuple[dict[str, dict[str, Trial]], list[dict[str, Any]]]:
+def search(
+    done: Rows, pool: ProcessPoolExecutor, settings: list[str]
+) -> tuple[dict[str, dict[str, Trial]], list[dict[str, Any]]]:
     """{setting: {arm: its best trial}} and what was tried."""
     shown: list[dict[str, Any]] = []
 
     def best(setting: str, trials: dict[str, list[Trial]]) -> dict[str, Trial]:
-        rows = done.get(pool, [(setting, *SEARCHED, trial) for arm in ARMS for trial in trials[arm]])
-        found = {row["trial"]: loss(row, SEARCHED[0]) for row in rows}
-        for arm in ARMS:
-            shown.extend(
-                {"setting": setting, "arm": arm, "tried": told(trial), "loss": found[trial.key()]}
-                for trial in trials[arm]
-            )
+        tried = [trial for arm in ARMS for trial in trials[arm]]
+        rows = done.get(pool, [(setting, SEARCHED, seed, trial) for seed in SEARCH_SEEDS for trial in tried])
+        losses: dict[str, list[float]] = {}
+        for row in rows:
+            losses.setdefault(row["trial"], []).append(loss(row, SEARCHED))
+        found = {key: statistics.mean(values) for key, values in losses.items()}
+        shown.extend(
+            {"setting": setting, "arm": trial.arm, "tried": told(trial), "loss": found[trial.key()]} for trial in tried
+        )
         return {arm: min(trials[arm], key=lambda trial: found[trial.key()]) for arm in ARMS}
 
     def told(trial: Trial) -> str:
         return ", ".join(f"{name} {value}" for name, value in {**trial.training, **trial.distillation}.items())
 
-    grid = [{"learning_rate": rate, "activation_penalty": penalty} for rate in RATES for penalty in PENALTIES]
-    first = best("random_init", {arm: [Trial(arm, {}, options) for options in grid] for arm in ARMS})
-    own = {arm: [first[arm], *(changed(first[arm], options) for options in OWN[arm])] for arm in ARMS}
-    random = best("random_init", own)
-    rates = {arm: [changed(random[arm], {"learning_rate": rate}) for rate in COPIED_RATES] for arm in ARMS}
-    copied = best("copied_init", rates)
-    copied["feature-kd"] = changed(copied["feature-kd"], {"guard": True})
-    return {"random_init": random, "copied_init": copied, "little_data": random}, shown
+    def grid(rates: list[float]) -> dict[str, list[Trial]]:
+        options = [{"learning_rate": rate, "activation_penalty": penalty} for rate in rates for penalty in PENALTIES]
+        return {arm: [Trial(arm, {}, one) for one in options] for arm in ARMS}
+
+    chosen = {}
+    if {"random_init", "little_data"} & set(settings):
+        first = best("random_init", grid(RATES))
+        own = {arm: [first[arm], *(changed(first[arm], options) for options in OWN[arm])] for arm in ARMS}
+        chosen["random_init"] = chosen["little_data"] = best("random_init", own)
+    if "copied_init" in settings:
+        chosen["copied_init"] = best("copied_init", grid(COPIED_RATES))
+        chosen["copied_init"]["feature-kd"] = changed(chosen["copied_init"]["feature-kd"], {"guard": True})
+    return {setting: chosen[setting] for setting in settings}, shown
 
 
 def longer(trials: dict[str, Trial], pool: ProcessPoolExecutor) -> dict[str, float]:
@@ -199,51 +210,44 @@ def over_cells(values: list[float]) -> list[float]:
 
 
 def main() -> None:
+    only = os.environ.get("ONLY", "")
+    settings = [only] if only else list(train.SIZES)
     done = Rows()
-    with ProcessPoolExecutor(environment.usable_cores(), get_context("spawn")) as pool:
-        teacher = pool.submit(train.of_teacher).result()
-        chosen, rows = search(done, pool)
-        factors = longer(chosen["random_init"], pool)
-        cells = [(corpus, seed) for seed in SEEDS for corpus in CORPORA]
-        named: dict[str, dict[str, Trial]] = {}
-        for setting, arms in chosen.items():
-            named[setting] = dict(arms)
-        longest = {f"{arm} (time)": chosen["random_init"][arm]._replace(longer=factors[arm]) for arm in factors}
-        named["random_init"] |= longest
-        best = chosen["random_init"]["feature-kd"]
-        named["random_init"] |= {f"feature-kd-{name}": changed(best, options) for name, options in ABLATIONS.items()}
-        wanted = [
-            (setting, *cell, trial) for cell in cells for setting, arms in named.items() for trial in arms.values()
-        ]
-        done.get(pool, wanted)
-
+    cells = [(corpus, seed) for seed in SEEDS for corpus in CORPORA]
     summary: dict[str, Any] = {
-        "searched_on": f"{SEARCHED[0]}, seed {SEARCHED[1]}",
+        "searched_on": f"{SEARCHED}, seeds {', '.join(map(str, SEARCH_SEEDS))}",
         "confirmed_on": f"{', '.join(CORPORA)}; seeds {', '.join(map(str, SEEDS))}",
-        "trials_per_arm": len(RATES) * len(PENALTIES) + len(OWN["sft"]) + len(COPIED_RATES),
-        "longer": factors,
-        "teacher_perplexity": teacher,
-        "perplexity": perplexities(done, named, cells),
-        "chosen": {
-            f"{setting} {arm}": {**t.training, **t.distillation}
-            for setting in ("random_init", "copied_init")
-            for arm, t in chosen[setting].items()
-        },
+    }
+    with ProcessPoolExecutor(environment.usable_cores(), get_context("spawn")) as pool:
+        summary["teacher_perplexity"] = pool.submit(train.of_teacher).result()
+        chosen, rows = search(done, pool, settings)
+        named = {setting: dict(arms) for setting, arms in chosen.items()}
+        if "random_init" in named:
+            best, factors = chosen["random_init"], longer(chosen["random_init"], pool)
+            named["random_init"] |= {f"{arm} (time)": best[arm]._replace(longer=factors[arm]) for arm in factors}
+            named["random_init"] |= {
+                f"feature-kd-{name}": changed(best["feature-kd"], options) for name, options in ABLATIONS.items()
+            }
+            summary["longer"] = factors
+        done.get(
+            pool, [(setting, *cell, trial) for cell in cells for setting in named for trial in named[setting].values()]
+        )
+
+    summary["perplexity"] = perplexities(done, named, cells)
+    summary["chosen"] = {
+        f"{setting} {arm}": {**trial.training, **trial.distillation}
+        for setting, arms in chosen.items()
+        for arm, trial in arms.items()
     }
     pairs = [("feature-kd", "logit-kd"), ("logit-kd", "sft")]
     for setting, arms in named.items():
         others = [("feature-kd", name) for name in arms if name not in ARMS]
         rows += compared(done, summary, setting, setting, arms, pairs + others, cells)
-    rows += compared(
-        done,
-        summary,
-        "other_domain",
-        "random_init",
-        named["random_init"],
-        [*pairs, *(("feature-kd", arm) for arm in longest)],
-        cells,
-    )
-    write("quality", rows, summary, LEAD)
+    if "random_init" in named:
+        arms = named["random_init"]
+        timed = [("feature-kd", name) for name in arms if name.endswith("(time)")]
+        rows += compared(done, summary, "other_domain", "random_init", arms, pairs + timed, cells)
+    write(f"quality.{only}" if only else "quality", rows, summary, LEAD, only)
 
 
 def compared(

@@ -1,4 +1,6 @@
-"""Corpora, the teacher and the students of `quality.py`, trained by featkd's own engine; one process, one thread."""
+"""Corpora, the teacher and the students of `quality.py`, trained by featkd's own engine.
+
+The teacher on all cores, once, while the other process waits; students in a process and thread each."""
 
 import json
 import os
@@ -29,6 +31,7 @@ from featkd.training import Optimisation, Shape
 ROOT = Path(__file__).parents[2]
 CACHE = Path(os.environ.get("QUALITY_CACHE", Path(tempfile.gettempdir()) / ("quality-quick" if QUICK else "quality")))
 DATA = Path(os.environ.get("QUALITY_DATA", ROOT.parent / "shared" / "data"))
+SEARCHED = "docstrings"  # the corpus of the search
 FILES: dict[str, dict[str, Any]] = {
     "wikitext2": {"files": ["valid.txt", "test.txt"], "sample_by": "line", "min_chars": 100, "max_chars": 600},
     "tinystories": {"files": ["tinystories_lower_4M.txt"], "min_chars": 100, "max_chars": 600},
@@ -108,7 +111,7 @@ def prepare() -> Path:
     tokenizer = tokens.load_tokenizer(folder / "tokenizer")
     for name, section in data.items():
         _blocks(folder / name, tokenizer, section)
-    run, start = runtime(spec.Compute(threads=1, precision=SETTINGS["teacher_precision"])), time.monotonic()
+    run, start = runtime(spec.Compute(precision=SETTINGS["teacher_precision"])), time.monotonic()
     together = np.concatenate([np.load(folder / name / "train.npy") for name in data], axis=1)
     valid = np.concatenate([np.load(folder / name / "valid.npy") for name in data], axis=1)
     told(f"{ {name: int(np.load(folder / name / 'train.npy').shape[1]) for name in data} } training blocks")
@@ -131,7 +134,7 @@ def _now_and_then(step: int, steps: int, loss: float, tokens_per_s: float, **_: 
 
 def _data() -> dict[str, spec.Data]:
     only = ["data.packages=[stdlib]"] if QUICK else ["data.max_documents=16000"]  # as much text as the others
-    found = {"docstrings": specfile.load(ROOT / "flows" / "specs" / "default.yaml", only).data}
+    found = {SEARCHED: specfile.load(ROOT / "flows" / "specs" / "default.yaml", only).data}
     for name, options in FILES.items():
         files = [str(DATA / name / file) for file in options["files"]]
         if all(Path(file).is_file() for file in files):
@@ -184,12 +187,14 @@ def job(setting: str, corpus: str, seed: int, trials: list[Trial]) -> list[dict[
     ]
     valid = np.load(folder / corpus / "valid.npy")[:, :16]
     engine.train(learners, teacher, blocks, valid, run, lambda **fields: None)
-    elsewhere = [name for name in _data() if name != corpus] if setting == "random_init" else []
+    confirming = corpus != SEARCHED
+    elsewhere = [name for name in _data() if name != corpus] if confirming and setting == "random_init" else []
     rows = []
     for trial, learner in zip(trials, learners, strict=True):
         row = {"trial": trial.key(), "setting": setting, "corpus": corpus, "seed": seed}
         row["losses"] = {name: held_out(learner.model, folder / name, run) for name in [corpus, *elsewhere]}
-        row["right"] = continuation(learner.model, folder, corpus)
+        if confirming:
+            row["right"] = continuation(learner.model, folder, corpus)
         rows.append(row)
     return rows
 
@@ -236,7 +241,7 @@ def alone_s(trial: Trial) -> float:
     logging.disable_progress_bar()
     folder, run = prepare(), runtime(spec.Compute(threads=1, precision="fp32"))
     teacher = AutoModelForCausalLM.from_pretrained(folder / "teacher")
-    blocks = np.load(folder / "docstrings" / "train.npy")
+    blocks = np.load(folder / SEARCHED / "train.npy")
     student = students.build(SIZES["random_init"], teacher, 0)[0]
     learner = Learner("alone", student, 0, trial.recipe(), trial._replace(longer=0.1 * trial.longer).optimisation())
     start = time.process_time()
