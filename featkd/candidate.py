@@ -130,8 +130,12 @@ class Parity(Part):
     argmax_agreement: float
     tokens: int
     checks: dict[str, float] = Field(
-        default_factory=dict, description="Largest |logit difference| per check: unpadded, left_padded, stepwise."
+        default_factory=dict,
+        description="Largest |logit difference| per check: unpadded, left_padded, stepwise, prefill, batched; and the "
+        "share of generated tokens that differ.",
     )
+    graph: Literal["fused", "general"] = Field("general", description="What generates: generate.onnx or model.onnx.")
+    general_why: str | None = Field(None, description="Why there is no generate.onnx.")
 
 
 class Alignment(Part):

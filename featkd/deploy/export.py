@@ -1,12 +1,16 @@
 """A Hugging Face folder in, an ONNX folder out that opens with plain onnxruntime.
 
-The only file that knows `transformers.exporters`, which is experimental and changes between versions. One graph
-serves prefill (empty past) and steps. Its inputs: input_ids, attention_mask, position_ids, logits_to_keep (which
-positions get logits: a prompt needs one, and the head is a large part of a small model) and the KV cache,
-`input.past_key_values.layers.N.keys` and `.values`, whose successors are the outputs `output.past_...`.
+Two graphs on one copy of the weights. model.onnx takes any batch, padding and past: accuracy is measured with it, and
+it generates where the other cannot. generate.onnx (fused.py) is several times faster from token to token. Inputs of
+both: input_ids, attention_mask, logits_to_keep (which positions get logits: a prompt needs one, and the head is a
+large part of a small model), and the KV cache, `input.past_key_values.layers.N.keys` and `.values`, whose successors
+are the outputs `output.past_...`; model.onnx also takes position_ids.
+
+The only file that knows `transformers.exporters`, which is experimental and changes between versions.
 """
 
 import contextlib
+import functools
 import io
 import logging
 import shutil
@@ -15,8 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from featkd.deploy import parity, template
-from featkd.deploy.session import FILE, PAST, PRESENT
+from featkd.deploy import fused, parity, template
+from featkd.deploy.graphs import kept_logits, pack_projections, save_beside
+from featkd.deploy.session import FILE, GENERATING, PAST, PRESENT
 from featkd.errors import InputError, RunError
 from featkd.result import Parity
 
@@ -40,21 +45,55 @@ def export(
         graphs: a folder that keeps the graph of each shape met. Tracing takes seconds per model, filling a known
             graph with other weights milliseconds; sizes and arms of a PoC share a few shapes.
 
-    Returns result.Parity; a failed one is returned, not raised.
+    Returns result.Parity; a failed one is returned, not raised. It tells which graph generates: the fused one is left
+    out, with the reason, where it cannot be made or differs from PyTorch.
     Raises InputError (no model there) and RunError (it does not load, the exporter cannot do it), one line each.
     """
     model = _load(Path(model_dir))
     out.mkdir(parents=True, exist_ok=True)
     try:
         with _quiet():
-            program = template.program(model, _trace, graphs) if graphs else _trace(model)
+            program = template.program(model, _trace, graphs, "general")
             _save(program, out)
     except Exception as error:
         raise RunError(f"{model_dir} cannot be exported to ONNX: {_reason(error)}") from error
     for name in COPIED:
         if (Path(model_dir) / name).is_file():
             shutil.copyfile(Path(model_dir) / name, out / name)
-    return parity.check(model, out, probe, tolerance, threads)
+    why = _fused(model, out, probe, tolerance, threads, graphs)
+    return parity.check(model, out, probe, tolerance, threads).model_copy(update={"general_why": why})
+
+
+def _fused(
+    model: Any, out: Path, probe: list[list[int]], tolerance: float, threads: int, graphs: Path | None
+) -> str | None:
+    """Write generate.onnx; return why not. Rotated by the op if that is right, else by the model's own nodes."""
+    import onnx_ir
+
+    general = onnx_ir.load(str(out / FILE)).graph
+    past = {value.name: tuple(map(_size, value.shape)) for value in general.inputs if value.name.startswith(PAST)}
+    why = ""
+    for inside in (True, False):
+        trace = functools.partial(fused.trace, past={n: (s[1], s[3]) for n, s in past.items()}, rotary_inside=inside)
+        try:
+            with _quiet():
+                program = template.program(model, trace, graphs, f"fused, rotary inside: {inside}")
+                save_beside(program, out / FILE, out / GENERATING)
+            worst = max(parity.generation(model, out, probe, threads).values())
+        except Exception as error:
+            why = why or _reason(error)
+            continue
+        if worst <= tolerance:
+            return None
+        why = why or f"its logits differ by {worst:.1e}"
+    for file in out.glob(f"{GENERATING}*"):
+        file.unlink()
+    return why
+
+
+def _size(dimension: Any) -> int:
+    """Of a cache's axis; -1 for those that grow. The exporter writes known sizes as numbers or as text."""
+    return int(str(dimension)) if str(dimension).isdigit() else -1
 
 
 def _load(folder: Path) -> Any:
@@ -92,9 +131,10 @@ def _trace(model: Any) -> Any:
     # no ort_fusions: ONNX Runtime fuses a plain graph as well when it loads it (same speed within 2 % on a 7M Llama
     # shape), the trace takes a third less time, and the file stays portable
     config = OnnxConfig(dynamic=True, dynamic_shapes=shapes)
-    with _kept_logits(module):
+    with kept_logits(module):
         exported = OnnxExporter().export(module, inputs, config)
     _freeze_window(exported.program.graph, inputs["past_key_values"])
+    pack_projections(exported.program)
     names = [value.name for value in exported.program.graph.inputs]
     missing = {"input_ids", "attention_mask", "logits_to_keep"} - set(names)
     if missing or not any("past_key_values" in name for name in names):
@@ -116,27 +156,6 @@ def _freeze_window(graph: Any, cache: Any) -> None:
         window = getattr(cache.layers[int(layer)], attribute)
         value.const_value = onnx_ir.tensor(window.numpy(), name=value.name)
         graph.register_initializer(value)
-
-
-@contextlib.contextmanager
-def _kept_logits(model: Any) -> Iterator[None]:
-    """Give forward an input `logits_to_keep` [k] of positions, selected just before the output head.
-
-    The models' own argument of this name indexes with a tensor, and the fused graph of that does not run.
-    """
-    head, forward, kept = model.get_output_embeddings(), model.forward, []
-
-    def forward_kept(logits_to_keep: Any, **inputs: Any) -> Any:
-        kept.append(logits_to_keep)
-        return forward(**inputs)
-
-    hook = head.register_forward_pre_hook(lambda module, args: (args[0].index_select(1, kept[-1]),))
-    model.forward = forward_kept
-    try:
-        yield
-    finally:
-        hook.remove()
-        del model.forward
 
 
 def _save(program: Any, out: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from featkd.deploy.generate import Generator
 from featkd.deploy.session import OnnxModel
 from featkd.errors import InputError
 from featkd.result import Parity
@@ -25,7 +26,7 @@ def check(model: Any, folder: Path, probe: list[list[int]], tolerance: float, th
 
     Returns result.Parity. `checks` holds the largest |logit difference| of
         unpadded: each text alone, left_padded: all texts in one batch, padded on the left,
-        stepwise: the first text token by token through the cache,
+        and those of `generation`, on the graph that generates;
     and `generation`: the share of greedily generated tokens that differ (0 passes; a token may differ without
     failing only where PyTorch's two best logits are closer than the tolerance).
     Raises InputError when the probe is empty.
@@ -36,27 +37,48 @@ def check(model: Any, folder: Path, probe: list[list[int]], tolerance: float, th
     exported = OnnxModel(folder, threads, "cpu")
     if exported.max_positions:
         probe = [ids[: exported.max_positions] for ids in probe]
-    expected = [_torch_logits(model, ids) for ids in probe]
+    expected = [torch_logits(model, ids) for ids in probe]
     alone = [exported.logits(np.array([ids]), np.ones((1, len(ids)), np.int64))[0] for ids in probe]
     checks = {
         "unpadded": _worst(alone, expected),
         "left_padded": _worst(_left_padded(exported, probe), expected),
-        "stepwise": _worst([exported.step_logits(probe[0][:STEPS])], [expected[0][:STEPS]]),
+        **generation(model, folder, probe, threads),
     }
-    generation = _generation(model, exported, probe[0], tolerance)
+    generator = Generator(folder, threads)
+    differ = _generated(model, generator, probe[0], tolerance)
     worst = max(checks.values())
     same = np.concatenate([a.argmax(-1) == b.argmax(-1) for a, b in zip(alone, expected, strict=True)])
     return Parity(
-        passed=bool(worst <= tolerance and generation == 0),
+        passed=bool(worst <= tolerance and differ == 0),
         max_abs_difference=worst,
         tolerance=tolerance,
         argmax_agreement=float(same.mean()),
         tokens=int(same.size),
-        checks={**checks, "generation": generation},
+        checks={**checks, "generation": differ},
+        graph=generator.graph,
     )
 
 
-def _torch_logits(model: Any, ids: list[int]) -> np.ndarray:
+def generation(model: Any, folder: Path, probe: list[list[int]], threads: int) -> dict[str, float]:
+    """Largest |logit difference| of the graph that generates, through its cache.
+
+    stepwise: the first text token by token; prefill: each text alone, half of it as its prompt; batched: all texts
+    side by side, their halves as prompts of different lengths.
+    """
+    generator = Generator(folder, threads)
+    probe = [ids[: generator.max_positions] for ids in probe]
+    halves = [(len(ids) + 1) // 2 for ids in probe]
+    expected = [torch_logits(model, ids)[half - 1 :] for ids, half in zip(probe, halves, strict=True)]
+    few = probe[0][:STEPS]
+    alone = [generator.forced([ids], [half])[0] for ids, half in zip(probe, halves, strict=True)]
+    return {
+        "stepwise": _worst(generator.forced([few], [1]), [torch_logits(model, few)]),
+        "prefill": _worst(alone, expected),
+        "batched": _worst(generator.forced(probe, halves), expected),
+    }
+
+
+def torch_logits(model: Any, ids: list[int]) -> np.ndarray:
     import torch
 
     with torch.inference_mode():
@@ -74,13 +96,13 @@ def _left_padded(exported: OnnxModel, probe: list[list[int]]) -> list[np.ndarray
     return [logits[row, longest - len(text) :] for row, text in enumerate(probe)]
 
 
-def _generation(model: Any, exported: OnnxModel, prompt: list[int], tolerance: float) -> float:
+def _generated(model: Any, generator: Generator, prompt: list[int], tolerance: float) -> float:
     """Share of generated tokens that differ from PyTorch's greedy choice, ties within the tolerance apart."""
-    room = (exported.max_positions or 1 << 30) - NEW_TOKENS
+    room = (generator.max_positions or 1 << 30) - NEW_TOKENS
     prompt = prompt[: max(1, min(len(prompt) // 2, room))]
-    count = NEW_TOKENS if room >= 1 else exported.max_positions - len(prompt) + 1
-    tokens, _, _ = exported.generate(prompt, count)
-    logits = _torch_logits(model, prompt + tokens[:-1])[len(prompt) - 1 :]
+    count = NEW_TOKENS if room >= 1 else generator.max_positions - len(prompt) + 1
+    tokens, _, _ = generator.generate(prompt, count)
+    logits = torch_logits(model, prompt + tokens[:-1])[len(prompt) - 1 :]
     short = logits.max(-1) - logits[np.arange(count), tokens]
     return float((short > 2 * tolerance).mean())
 

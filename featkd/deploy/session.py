@@ -1,15 +1,14 @@
-"""One exported causal LM on ONNX Runtime: batched logits, and greedy generation with a KV cache.
+"""One exported causal LM on ONNX Runtime: logits of batches, from a past or from nothing.
 
     model = OnnxModel(folder, threads=2, device="cpu")
     logits = model.logits(input_ids, attention_mask)
-    tokens, ttft_s, decode_s = model.generate(prompt_ids, new_tokens=64)
 
-Imports onnxruntime and numpy alone, so that a process that measures it starts fast and small.
+Generation is in generate.py. Both import onnxruntime and numpy alone, so that a process that measures them starts fast
+and small.
 """
 
 import contextlib
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -18,14 +17,36 @@ import numpy as np
 
 from featkd.errors import InputError, RunError
 
-FILE = "model.onnx"
+FILE, GENERATING = "model.onnx", "generate.onnx"
 Cache = list[np.ndarray]
 PAST, PRESENT = "input.", "output."
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
-class OnnxModel:
-    """An ONNX folder opened for inference.
+class Description:
+    """What an ONNX folder says of its model."""
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        if not (self.folder / FILE).is_file():
+            raise InputError(f"{folder} holds no {FILE}: give a folder that featkd exported")
+        self.config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        self.end_tokens = _end_tokens(self.folder, self.config)
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest sequence the model was built for, tokens; None where its config names none."""
+        text = self.config.get("text_config") or self.config
+        return next((text[key] for key in ("max_position_embeddings", "n_positions", "n_ctx") if text.get(key)), None)
+
+    def check_length(self, n: int) -> None:
+        """Raises InputError when a sequence of `n` tokens does not fit."""
+        if self.max_positions and n > self.max_positions:
+            raise InputError(f"a sequence of {n} tokens is longer than the model's {self.max_positions} positions")
+
+
+class OnnxModel(Description):
+    """The graph for any batch, padding and past (model.onnx), opened for inference.
 
     Args:
         folder: holds model.onnx, model.onnx.data and config.json.
@@ -36,31 +57,18 @@ class OnnxModel:
     """
 
     def __init__(self, folder: Path, threads: int, device: Literal["cpu", "cuda"] = "cpu"):
-        import onnxruntime
-
-        folder = Path(folder)
-        if not (folder / FILE).is_file():
-            raise InputError(f"{folder} holds no {FILE}: give a folder that featkd exported")
-        self._runtime = onnxruntime
-        self.config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        self.end_tokens = _end_tokens(folder, self.config)
+        super().__init__(folder)
         self.threads, self.device = threads, device
-        self.session = _open(folder / FILE, threads, device)
+        self.session = open_session(self.folder / FILE, threads, device)
         self.provider = self.session.get_providers()[0]
         inputs = {value.name: value for value in self.session.get_inputs()}
         outputs = [value.name for value in self.session.get_outputs()]
         self._takes = set(inputs)
-        self._present = [name for name in outputs if name.startswith(PRESENT)]
-        self._past = [PAST + name.removeprefix(PRESENT) for name in self._present]
-        self._past_shapes = {name: inputs[name].shape for name in self._past}
-        self._dtypes = {name: np.float16 if "float16" in inputs[name].type else np.float32 for name in self._past}
+        self.present = [name for name in outputs if name.startswith(PRESENT)]
+        self.past = [PAST + name.removeprefix(PRESENT) for name in self.present]
+        self._past_shapes = {name: inputs[name].shape for name in self.past}
+        self._dtypes = {name: np.float16 if "float16" in inputs[name].type else np.float32 for name in self.past}
         self.vocab_size = self.session.get_outputs()[outputs.index("logits")].shape[-1]
-
-    @property
-    def max_positions(self) -> int | None:
-        """Longest sequence the model was built for, tokens; None where its config names none."""
-        text = self.config.get("text_config") or self.config
-        return next((text[key] for key in ("max_position_embeddings", "n_positions", "n_ctx") if text.get(key)), None)
 
     def logits(self, input_ids: np.ndarray, attention_mask: np.ndarray, keep: int | None = None) -> np.ndarray:
         """Logits of a padded batch.
@@ -87,106 +95,42 @@ class OnnxModel:
 
         Returns (logits as above, cache: one array [batch, heads, past + n, width] per layer and kind).
         """
-        logits, *present = self._run(["logits", *self._present], input_ids, attention_mask, keep, past)
+        logits, *present = self._run(["logits", *self.present], input_ids, attention_mask, keep, past)
         return logits, present
 
     def _run(
         self, outputs: list[str], input_ids: np.ndarray, mask: np.ndarray, keep: int | None, past: Cache | None
     ) -> list[np.ndarray]:
         batch, n = input_ids.shape
-        self._check_length(int(mask.sum(axis=1).max()))  # padding takes no position
-        feed = self._feed(input_ids, mask, _positions(mask)[:, -n:], n if keep is None else keep)
+        self.check_length(int(mask.sum(axis=1).max()))  # padding takes no position
+        feed = self.feed(input_ids, mask, n if keep is None else keep)
         if past is None:
-            past = [self._empty(name, batch) for name in self._past]
-        feed.update(zip(self._past, past, strict=True))
-        with _one_line_errors():
+            past = self.empty_past(batch)
+        feed.update(zip(self.past, past, strict=True))
+        with one_line_errors():
             logits, *rest = self.session.run(outputs, feed)
         return [logits.astype(np.float32, copy=False), *rest]
 
-    def generate(self, prompt_ids: list[int], new_tokens: int) -> tuple[list[int], float, float]:
-        """Greedy continuation of one prompt; the end token is ignored, so every model does the same work.
-
-        Returns (tokens [new_tokens], ttft_s, decode_s): seconds from the call to the first token, prompt already
-        tokenised, and seconds for the other new_tokens - 1.
-        Raises InputError when prompt and new tokens do not fit into the model's positions.
-        """
-        start = time.perf_counter()
-        stream = self.stream(prompt_ids, new_tokens)
-        tokens = [next(stream)]
-        first = time.perf_counter()
-        tokens.extend(stream)
-        return tokens, first - start, time.perf_counter() - first
-
-    def stream(self, prompt_ids: list[int], new_tokens: int) -> Iterator[int]:
-        """The tokens of `generate`, one by one as they are made; leave the loop to stop early. Raises as it does."""
-        if not prompt_ids or new_tokens < 1:
-            raise InputError("generate needs a prompt of at least one token and new_tokens of at least 1")
-        self._check_length(len(prompt_ids) + new_tokens - 1)
-        mask = np.ones((1, len(prompt_ids) + new_tokens), np.int64)
-        ids = np.array([prompt_ids], np.int64)
-        past = [self._on_device(self._empty(name, 1)) for name in self._past]
-        seen = 0
-        for _ in range(new_tokens):
-            n = ids.shape[1]
-            positions = np.arange(seen, seen + n, dtype=np.int64)[None]
-            seen += n
-            logits, past = self._step(self._feed(ids, mask[:, :seen], positions, keep=1), past)
-            token = int(logits[0, -1].argmax())
-            ids = np.array([[token]], np.int64)
-            yield token
-
-    def step_logits(self, prompt_ids: list[int]) -> np.ndarray:
-        """Logits of one sequence fed token by token through the KV cache: [n, vocab]. For the parity check."""
-        past = [self._on_device(self._empty(name, 1)) for name in self._past]
-        rows = []
-        for index, token in enumerate(prompt_ids):
-            mask = np.ones((1, index + 1), np.int64)
-            feed = self._feed(np.array([[token]]), mask, np.array([[index]]), keep=1)
-            logits, past = self._step(feed, past)
-            rows.append(logits[0, -1])
-        return np.stack(rows).astype(np.float32)
-
-    def _step(self, feed: dict[str, np.ndarray], past: list[Any]) -> tuple[np.ndarray, list[Any]]:
-        """One forward pass; the cache stays where it is, in ONNX Runtime's own memory."""
-        binding = self.session.io_binding()
-        for name, value in feed.items():
-            binding.bind_cpu_input(name, value)
-        for name, value in zip(self._past, past, strict=True):
-            binding.bind_ortvalue_input(name, value)
-        binding.bind_output("logits")
-        for name in self._present:
-            binding.bind_output(name, self.device)
-        with _one_line_errors():
-            self.session.run_with_iobinding(binding)
-        logits, *present = binding.get_outputs()
-        return logits.numpy(), present
-
-    def _feed(
-        self, input_ids: np.ndarray, attention_mask: np.ndarray, position_ids: np.ndarray, keep: int
-    ) -> dict[str, np.ndarray]:
+    def feed(self, input_ids: np.ndarray, attention_mask: np.ndarray, keep: int) -> dict[str, np.ndarray]:
+        """What the graph takes beside its past; see `extend`."""
         n = input_ids.shape[1]
         feed = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
-            "position_ids": position_ids,
+            "position_ids": positions(attention_mask)[:, -n:],
             "logits_to_keep": np.arange(n - keep, n),
         }
         return {name: np.ascontiguousarray(value, np.int64) for name, value in feed.items() if name in self._takes}
 
-    def _empty(self, name: str, batch: int) -> np.ndarray:
-        _, heads, _, width = self._past_shapes[name]
-        return np.zeros((batch, int(heads), 0, int(width)), self._dtypes[name])
-
-    def _on_device(self, array: np.ndarray) -> Any:
-        return self._runtime.OrtValue.ortvalue_from_numpy(array, self.device, 0)
-
-    def _check_length(self, n: int) -> None:
-        if self.max_positions and n > self.max_positions:
-            raise InputError(f"a sequence of {n} tokens is longer than the model's {self.max_positions} positions")
+    def empty_past(self, batch: int) -> Cache:
+        return [
+            np.zeros((batch, int(self._past_shapes[name][1]), 0, int(self._past_shapes[name][3])), self._dtypes[name])
+            for name in self.past
+        ]
 
 
 @contextlib.contextmanager
-def _one_line_errors() -> Iterator[None]:
+def one_line_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
@@ -201,11 +145,11 @@ def _end_tokens(folder: Path, config: dict[str, Any]) -> frozenset[int]:
     return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
 
 
-def _positions(attention_mask: np.ndarray) -> np.ndarray:
+def positions(attention_mask: np.ndarray) -> np.ndarray:
     return np.maximum(np.cumsum(attention_mask, axis=1) - 1, 0)
 
 
-def _open(path: Path, threads: int, device: str) -> Any:
+def open_session(path: Path, threads: int, device: str) -> Any:
     import onnxruntime
 
     wanted = PROVIDERS.get(device)

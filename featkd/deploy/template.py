@@ -1,7 +1,8 @@
 """The graph of a model depends on its shape, not on its weights: trace a shape once, fill it for each model.
 
 A template is made with random weights, so that every parameter can be recognised by its values in the graph the
-exporter leaves (it transposes some), and no optimisation depends on a value such as a norm's weight of one.
+exporter leaves (it transposes some, and projections are packed), and no optimisation depends on a value such as a
+norm's weight of one.
 Whatever cannot be recognised whole is traced with its own weights instead; parity is checked either way.
 """
 
@@ -16,11 +17,16 @@ import numpy as np
 from featkd.spec import digest
 
 
-def program(model: Any, trace: Callable[[Any], Any], graphs: Path) -> Any:
-    """The onnx_ir.Model of `model` with its weights, from the template of its shape in `graphs`, made if absent."""
+def program(model: Any, trace: Callable[[Any], Any], graphs: Path | None, kind: str) -> Any:
+    """The onnx_ir.Model of `model` with its weights, from the template of its shape in `graphs`, made if absent.
+
+    kind: tells traces apart. Without a folder the model is traced as it is.
+    """
     import onnx_ir
 
-    folder = graphs / _shape_digest(model)
+    if graphs is None:
+        return trace(model)
+    folder = graphs / _shape_digest(model, kind)
     if not (folder / "weights.json").is_file():
         _make(model, trace, folder)
     places = json.loads((folder / "weights.json").read_text())
@@ -35,7 +41,7 @@ def program(model: Any, trace: Callable[[Any], Any], graphs: Path) -> Any:
     return filled
 
 
-def _shape_digest(model: Any) -> str:
+def _shape_digest(model: Any, kind: str) -> str:
     """Digest of what decides the graph: config (names and versions apart), parameter shapes, ties, library versions."""
     import onnxscript
     import torch
@@ -45,7 +51,8 @@ def _shape_digest(model: Any) -> str:
     source = "".join(file.read_text() for file in sorted(Path(__file__).parent.glob("*.py")))
     shapes = {name: list(value.shape) for name, value in model.named_parameters()}
     versions = [torch.__version__, transformers.__version__, onnxscript.__version__]
-    return digest([json.loads(json.dumps(config, default=str)), type(model).__name__, shapes, versions, source])[:20]
+    plain = json.loads(json.dumps(config, default=str))
+    return digest([plain, type(model).__name__, shapes, versions, source, kind])[:20]
 
 
 def _make(model: Any, trace: Callable[[Any], Any], folder: Path) -> None:
@@ -97,7 +104,7 @@ Part = tuple[str, bool]  # parameter, transposed
 
 
 def _places(graph: Any, parameters: dict[str, Any]) -> dict[str, list[Part]]:
-    """Initializer name to the parameters it is made of, side by side (the fusions pack q, k, v into one matrix)."""
+    """Initializer name to the parameters it is made of, side by side (q, k and v are packed into one matrix)."""
     known: dict[bytes, list[tuple[np.ndarray, Part]]] = {}
     for name, value in parameters.items():
         array = value.detach().numpy()

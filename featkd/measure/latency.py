@@ -146,11 +146,11 @@ def _child(job: dict[str, Any], emit: Callable[..., None]) -> Raw:
     import numpy  # noqa: F401
     import onnxruntime  # noqa: F401
 
-    from featkd.deploy.session import OnnxModel
+    from featkd.deploy.generate import Generator
 
     import_rss_bytes = _rss_bytes("VmRSS")
     start = time.perf_counter()
-    model = OnnxModel(Path(job["folder"]), job["threads"], job["device"])
+    model = Generator(Path(job["folder"]), job["threads"], job["device"])
     load_s = time.perf_counter() - start
     prompt, new_tokens = job["prompt"], job["new_tokens"]
     for _ in range(job["warmup"]):

@@ -7,6 +7,7 @@ text, which goes through the model once; and the output head and the softmax see
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from lm_eval.models.utils import (
     resolve_max_length,
 )
 
+from featkd.deploy.generate import Generator
 from featkd.deploy.session import OnnxModel
 from featkd.errors import InputError
 
@@ -51,6 +53,10 @@ class OnnxLM(TemplateLM):
         config = PretrainedConfig.from_dict(model.config)
         self.max_length = resolve_max_length(config, tokenizer, default=DEFAULT_MAX_LENGTH)
         self.tokens_run = 0  # tokens that went through the model
+
+    @cached_property
+    def _generator(self) -> Generator:
+        return Generator(self.model.folder, self.model.threads, self.model.device)
 
     @property
     def eot_token_id(self) -> int:
@@ -179,7 +185,7 @@ class OnnxLM(TemplateLM):
         prompt = self.tok_encode(context)[-(self.max_length - new_tokens) :]
         ends = self.model.end_tokens | {self.eot_token_id}
         tokens: list[int] = []
-        for token in self.model.stream(prompt, new_tokens):
+        for token in self._generator.stream(prompt, new_tokens):
             tokens.append(token)
             text = self.tokenizer.decode(tokens[-32:])
             if token in ends or any(stop and stop in text for stop in stops):

@@ -10,6 +10,7 @@ import torch
 from featkd.deploy import export as export_module
 from featkd.deploy import parity, template
 from featkd.deploy.export import export
+from featkd.deploy.generate import Generator
 from featkd.deploy.session import OnnxModel
 from featkd.errors import InputError, RunError
 
@@ -20,7 +21,7 @@ def test_true_export_passes_every_check(exported, kind):
     assert done.parity.passed and done.parity.max_abs_difference < 1e-5
     assert done.parity.argmax_agreement == 1.0
     assert done.parity.tokens == sum(map(len, done.probe))
-    assert set(done.parity.checks) == {"unpadded", "left_padded", "stepwise", "generation"}
+    assert set(done.parity.checks) == {"unpadded", "left_padded", "stepwise", "prefill", "batched", "generation"}
 
 
 def test_the_folder_opens_with_plain_onnxruntime(exported):
@@ -104,7 +105,7 @@ def test_generation_is_pytorchs(exported):
     from transformers import AutoModelForCausalLM
 
     done = exported("llama")
-    tokens, ttft_s, decode_s = OnnxModel(done.onnx, 2).generate(done.probe[0][:10], 20)
+    tokens, ttft_s, decode_s = Generator(done.onnx, 2).generate(done.probe[0][:10], 20)
     model = AutoModelForCausalLM.from_pretrained(done.hf)
     expected = model.generate(torch.tensor([done.probe[0][:10]]), max_new_tokens=20, min_new_tokens=20, do_sample=False,
                               eos_token_id=-1)  # fmt: skip
@@ -114,9 +115,8 @@ def test_generation_is_pytorchs(exported):
 
 def test_clear_errors(exported, tmp_path):
     done = exported("llama")
-    model = OnnxModel(done.onnx, 1)
     with pytest.raises(InputError, match="96 positions"):
-        model.generate(done.probe[0], 96)
+        Generator(done.onnx, 1).generate(done.probe[0], 96)
     with pytest.raises(InputError, match=r"model\.onnx"):
         OnnxModel(tmp_path, 1)
     with pytest.raises(InputError, match=r"config\.json"):
