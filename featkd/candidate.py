@@ -84,7 +84,7 @@ class Memory(Part):
     peak_rss_bytes: Interval | None = Field(None, description="Peak of the serving process.")
     rss_above_import_bytes: Interval | None = Field(None, description="The same less the bare runtime.")
     rss_ratio: Interval | None = Field(None, description="Candidate's peak over the teacher's.")
-    file_bytes: int | None = Field(None, description="The ONNX files.")
+    file_bytes: int | None = Field(None, description="The ONNX files: weights and both graphs.")
 
 
 class Roi(Part):

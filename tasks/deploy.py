@@ -41,4 +41,5 @@ def export(context: Context, name: str, model: Model, tasks: Artefact) -> tuple[
 
 def _note(parity: Parity) -> str:
     state = "parity" if parity.passed else "PARITY FAILED: candidate stopped;"
-    return f"{state} {parity.max_abs_difference:.1e} (at most {parity.tolerance:.0e})"
+    slower = f"; generates with the general graph: {parity.general_why}" if parity.general_why else ""
+    return f"{state} {parity.max_abs_difference:.1e} (at most {parity.tolerance:.0e}){slower}"

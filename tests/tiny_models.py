@@ -26,6 +26,8 @@ def save(kind: str, folder: Path, seed: int = 0, layers: int = 2, padding: int =
     sizes = {"n_embd": 32, "n_layer": layers, "n_head": 4, "n_positions": 96} if kind == "gpt2" else {
         "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": layers, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 96}  # fmt: skip
+    if kind == "mistral":
+        sizes |= {"head_dim": 16, "sliding_window": 8}
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     torch.manual_seed(seed)
     config = AutoConfig.for_model(kind, vocab_size=len(tokenizer) + padding, **sizes, **ends)

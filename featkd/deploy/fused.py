@@ -96,7 +96,7 @@ class _Generating(torch.nn.Module):
             options: dict[str, Any] = {"num_heads": heads, "kv_num_heads": key.shape[1]}
             options["scale"] = float(scaling if scaling is not None else width**-0.5)
             if sliding_window:
-                options["local_window_size"] = int(sliding_window) - 1  # keys before the token itself
+                options["local_window_size"] = int(sliding_window)  # keys, the token itself among them
             if softcap:
                 options["softcap"] = float(softcap)
             if tables:

@@ -8,16 +8,17 @@ import tiny_models
 import torch
 
 from featkd.deploy import export as export_module
-from featkd.deploy import parity, template
+from featkd.deploy import fused, parity, template
 from featkd.deploy.export import export
-from featkd.deploy.generate import Generator
+from featkd.deploy.generate import Generator, Sampling
 from featkd.deploy.session import OnnxModel
 from featkd.errors import InputError, RunError
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "gemma2"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "gemma2", "qwen2"])
 def test_true_export_passes_every_check(exported, kind):
     done = exported(kind)
+    assert (done.parity.graph, done.parity.general_why) == ("fused", None)
     assert done.parity.passed and done.parity.max_abs_difference < 1e-5
     assert done.parity.argmax_agreement == 1.0
     assert done.parity.tokens == sum(map(len, done.probe))
@@ -111,6 +112,72 @@ def test_generation_is_pytorchs(exported):
                               eos_token_id=-1)  # fmt: skip
     assert tokens == expected[0, 10:].tolist()
     assert ttft_s > 0 and decode_s > 0
+
+
+def test_both_graphs_have_one_copy_of_the_weights(exported):
+    files = {file.name for file in exported("llama").onnx.glob("*.onnx*")}
+    assert files == {"model.onnx", "model.onnx.data", "generate.onnx"}
+    weights = sum(file.stat().st_size for file in exported("llama").hf.glob("*.safetensors"))
+    assert (exported("llama").onnx / "model.onnx.data").stat().st_size < 1.1 * weights
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "mistral"])
+def test_prompts_side_by_side_give_what_each_gives_alone(exported, kind):
+    done = exported(kind)
+    prompts = [done.probe[0][:20], done.probe[1][:5], done.probe[2][:11]]
+    alone = [Generator(done.onnx, 2, graph="general").generate(prompt, 30)[0] for prompt in prompts]
+    for graph in ("fused", "general"):
+        together = list(Generator(done.onnx, 2, graph=graph).batch(prompts, 30))
+        assert [list(row) for row in zip(*together, strict=True)] == alone
+
+
+def test_sampling(exported):
+    generator, prompt = Generator(exported("llama").onnx, 2), exported("llama").probe[0][:10]
+    greedy, _, _ = generator.generate(prompt, 20)
+    assert list(generator.stream(prompt, 20, Sampling(1.0, top_k=1))) == greedy
+    assert list(generator.stream(prompt, 20, Sampling(1.0, top_p=1e-9))) == greedy
+    drawn = [list(generator.stream(prompt, 20, Sampling(1.0, seed=seed))) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_sampled_tokens_follow_the_distribution(exported):
+    generator, prompt = Generator(exported("llama").onnx, 2), exported("llama").probe[0][:10]
+    logits = generator.forced([prompt], [len(prompt)])[0][0] / 2
+    shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    top = np.argsort(-shares)[:5]
+    drawn = np.array([next(generator.batch([prompt] * 400, 1, Sampling(2.0, top_k=5, seed=seed))) for seed in range(5)])
+    assert set(drawn.ravel()) <= set(top)
+    np.testing.assert_allclose(
+        [(drawn == token).mean() for token in top], shares[top] / shares[top].sum(), atol=4 * (0.25 / drawn.size) ** 0.5
+    )
+
+
+def test_what_cannot_be_fused_generates_with_the_general_graph(exported, tmp_path, monkeypatch):
+    done = exported("llama")
+
+    def unsuitable(model, past, rotary_inside):
+        raise RunError("the model's attention has sinks")
+
+    monkeypatch.setattr(fused, "trace", unsuitable)
+    monkeypatch.setattr(template, "program", lambda model, trace, graphs, kind: trace(model))
+    found = export(done.hf, tmp_path / "onnx", done.probe, 1e-4, 2)
+    assert found.passed and found.graph == "general" and "sinks" in found.general_why
+    assert not (tmp_path / "onnx" / "generate.onnx").exists()
+    general, whole = (Generator(folder, 2).generate(done.probe[0], 5)[0] for folder in (tmp_path / "onnx", done.onnx))
+    assert general == whole
+
+
+def test_a_fused_graph_that_differs_is_left_out(exported, tmp_path, monkeypatch):
+    done, true = exported("llama"), parity.generation
+    monkeypatch.setattr(parity, "generation", lambda *args: {**true(*args), "batched": 1.0})
+    found = export_module._fused(
+        export_module._load(done.hf), _copied(done.onnx, tmp_path), done.probe, 1e-4, 2, done.graphs
+    )
+    assert found == "its logits differ by 1.0e+00" and not (tmp_path / "onnx" / "generate.onnx").exists()
+
+
+def _copied(onnx, folder):
+    return shutil.copytree(onnx, folder / "onnx")
 
 
 def test_clear_errors(exported, tmp_path):
