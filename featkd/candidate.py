@@ -126,8 +126,9 @@ class Decision(Part):
 class Parity(Part):
     passed: bool
     max_abs_difference: float
-    tolerance: float
+    tolerance: float | None = Field(description="None for lower precisions, which the gates judge by task results.")
     argmax_agreement: float
+    mean_kl: float | None = Field(None, description="From PyTorch's distribution to this one, nats per token.")
     tokens: int
     checks: dict[str, float] = Field(
         default_factory=dict,

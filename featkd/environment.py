@@ -57,6 +57,11 @@ def device(compute: Compute) -> str:
     return compute.device if compute.device != "auto" else ("cuda" if accelerator() else "cpu")
 
 
+def onnxruntime_package() -> list[str]:
+    """The package that brings onnxruntime here, if any."""
+    return [name for name in ("onnxruntime-gpu", "onnxruntime") if name in versions()][:1]
+
+
 def threads(compute: Compute) -> int:
     return compute.threads or usable_cores()
 

@@ -145,7 +145,11 @@ class Student(Section):
 
 
 class Export(Section):
-    precisions: list[Literal["fp32"]] = Field(["fp32"], min_length=1, description="ONNX precisions to build.")
+    precisions: list[Literal["fp32", "int8", "int4"]] = Field(
+        ["fp32"],
+        min_length=1,
+        description="ONNX precisions of the students, each a candidate. int8: dynamic; int4: weights alone.",
+    )
     parity_tolerance: float = Field(1e-4, gt=0, description="Largest |logit difference| to PyTorch on held-out text.")
 
 
@@ -201,6 +205,7 @@ class Spec(Section):
             "seeds": self.seeds,
             "students.name": [student.name for student in self.students],
             "quality.tasks": self.quality.tasks,
+            "export.precisions": self.export.precisions,
         }.items():
             if len(set(values)) != len(values):
                 raise ValueError(f"{field}: has a value twice; write each once")

@@ -80,8 +80,8 @@ class Poc:
         found = self.evidence[name]
         for seed, model in models.items():
             label = name if len(models) == 1 else f"{name} seed {seed}"
-            onnx, parity = deploy.export(self.context, label, model, self.tasks)
-            self.onnx[f"{found.arm}-{found.size}/seed-{seed}"] = onnx
+            onnx, parity = deploy.export(self.context, label, model, self.tasks, found.precision)
+            self.onnx[_place(found, seed)] = onnx
             ships = seed == next(iter(models))
             if ships:
                 found.training, found.parity, found.artefact = model.training, parity, onnx.key
@@ -135,7 +135,7 @@ class Poc:
             self.evidence[name].latency = raw
 
     def _shipped(self, found: Evidence) -> Artefact:
-        return self.onnx[f"{found.arm}-{found.size}/seed-{found.seed}"]
+        return self.onnx[_place(found, found.seed)]
 
     def result(self, run_id: str) -> Result:
         """Price and judge. Empty candidates keep the reason why."""
@@ -208,6 +208,11 @@ def poc(spec: Spec, root: Path) -> dict[str, Any]:
     if how_small := sentence(result, load("en")):
         say(how_small)
     return summary(result, run_dir, tracked)
+
+
+def _place(found: Evidence, seed: int | None) -> str:
+    """Where its ONNX folder is found under the run's candidates/."""
+    return f"{found.arm}-{found.size}/seed-{seed}/onnx/{found.precision}"
 
 
 def _samples(accuracy: Artefact) -> Any:

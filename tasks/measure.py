@@ -39,7 +39,7 @@ def accuracy(context: Context, name: str, onnx: Artefact, tasks: Artefact) -> Ar
 
     return obtain(
         context.log, f"accuracy {name}", context.store, "accuracy",
-        artefact_key(inputs, ROOMS, ["lm-eval", *_onnxruntime()]), build, note=_scores,
+        artefact_key(inputs, ROOMS, ["lm-eval", *environment.onnxruntime_package()]), build, note=_scores,
     )  # fmt: skip
 
 
@@ -67,7 +67,8 @@ def latency(context: Context, folders: dict[str, Artefact], tasks: Artefact) -> 
         return {"candidates": list(raw)}
 
     return obtain(
-        context.log, "latency", context.store, "latency", artefact_key(inputs, ROOMS, _onnxruntime()), build,
+        context.log, "latency", context.store, "latency",
+        artefact_key(inputs, ROOMS, environment.onnxruntime_package()), build,
         note=lambda made: f"{len(folders)} models, {settings.rounds} rounds of {settings.repeats}",
     )  # fmt: skip
 
@@ -75,10 +76,6 @@ def latency(context: Context, folders: dict[str, Artefact], tasks: Artefact) -> 
 def _prompt(probe: list[list[int]], length: int) -> list[int]:
     ids = [token for text in probe for token in text]
     return (ids * (length // len(ids) + 1))[:length]
-
-
-def _onnxruntime() -> list[str]:
-    return [name for name in ("onnxruntime-gpu", "onnxruntime") if name in environment.versions()][:1]
 
 
 def _scores(made: Artefact) -> str:

@@ -25,12 +25,13 @@ def report(context: Context, result: Result, run_dir: Path) -> None:
 
 
 def link_candidates(run_dir: Path, models: dict[tuple[str, str, int], Model], onnx: dict[str, Artefact]) -> None:
-    """candidates/<arm>-<size>/seed-<n>/{hf, onnx/fp32}: links into the store. `onnx`: by '<arm>-<size>/seed-<n>'."""
+    """candidates/<arm>-<size>/seed-<n>/{hf, onnx/<precision>}: links into the store. `onnx`: by these places."""
     for (arm, size, seed), model in models.items():
         place = f"{arm}-{size}/seed-{seed}"
         _link(run_dir / "candidates" / place / "hf", model.folder)
-        if place in onnx:
-            _link(run_dir / "candidates" / place / "onnx" / "fp32", onnx[place].path)
+        for name, artefact in onnx.items():
+            if name.startswith(f"{place}/"):
+                _link(run_dir / "candidates" / name, artefact.path)
 
 
 def link_evidence(run_dir: Path, evidence: dict[str, Artefact]) -> None:

@@ -49,14 +49,14 @@ def export(
     out, with the reason, where it cannot be made or differs from PyTorch.
     Raises InputError (no model there) and RunError (it does not load, the exporter cannot do it), one line each.
     """
-    model = _load(Path(model_dir))
+    model = load(Path(model_dir))
     out.mkdir(parents=True, exist_ok=True)
     try:
         with _quiet():
             program = template.program(model, _trace, graphs, "general")
             _save(program, out)
     except Exception as error:
-        raise RunError(f"{model_dir} cannot be exported to ONNX: {_reason(error)}") from error
+        raise RunError(f"{model_dir} cannot be exported to ONNX: {reason(error)}") from error
     for name in COPIED:
         if (Path(model_dir) / name).is_file():
             shutil.copyfile(Path(model_dir) / name, out / name)
@@ -81,7 +81,7 @@ def _fused(
                 save_beside(program, out / FILE, out / GENERATING)
             worst = max(parity.generation(model, out, probe, threads).values())
         except Exception as error:
-            why = why or _reason(error)
+            why = why or reason(error)
             continue
         if worst <= tolerance:
             return None
@@ -96,7 +96,7 @@ def _size(dimension: Any) -> int:
     return int(str(dimension)) if str(dimension).isdigit() else -1
 
 
-def _load(folder: Path) -> Any:
+def load(folder: Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -106,7 +106,7 @@ def _load(folder: Path) -> Any:
         with _quiet():
             return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
     except Exception as error:
-        raise RunError(f"{folder} does not load: {_reason(error)}") from error
+        raise RunError(f"{folder} does not load: {reason(error)}") from error
 
 
 def _trace(model: Any) -> Any:
@@ -164,7 +164,7 @@ def _save(program: Any, out: Path) -> None:
     onnx_ir.save(program, str(out / FILE), external_data=WEIGHTS)
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """The innermost cause's first line: the exporter wraps what went wrong several times."""
     while error.__cause__ is not None:
         error = error.__cause__

@@ -36,6 +36,7 @@ def pack_projections(program: Any) -> None:
     Changes the onnx_ir.Model in place.
     """
     import onnx_ir
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     siblings: dict[int, list[Any]] = {}
     for node in program.graph:
@@ -45,8 +46,8 @@ def pack_projections(program: Any) -> None:
         weights = [node.inputs[1].const_value.numpy() for node in products]
         if any(array.ndim != 2 for array in weights):
             continue
-        packed = _constant(program.graph, f"packed_{number}", np.concatenate(weights, axis=1))
-        sizes = _constant(program.graph, f"packed_{number}_sizes", np.array([array.shape[1] for array in weights]))
+        packed = constant(program.graph, f"packed_{number}", np.concatenate(weights, axis=1))
+        sizes = constant(program.graph, f"packed_{number}_sizes", np.array([array.shape[1] for array in weights]))
         product = onnx_ir.node("MatMul", [products[0].inputs[0], packed])
         split = onnx_ir.node("Split", [product.outputs[0], sizes], {"axis": -1}, num_outputs=3)
         program.graph.insert_before(products[0], [product, split])
@@ -55,9 +56,11 @@ def pack_projections(program: Any) -> None:
             part.name, part.shape, part.dtype = old.name, old.shape, old.dtype
             old.replace_all_uses_with(part)
         program.graph.remove(products, safe=True)
+    RemoveUnusedNodesPass()(program)
 
 
-def _constant(graph: Any, name: str, array: np.ndarray) -> Any:
+def constant(graph: Any, name: str, array: np.ndarray) -> Any:
+    """An initializer of a graph."""
     import onnx_ir
 
     tensor = onnx_ir.tensor(array, name=name)

@@ -12,23 +12,25 @@ from featkd.result import Parity
 
 STEPS = 24
 NEW_TOKENS = 16
+NOT_A_NUMBER = 1e30
 
 
-def check(model: Any, folder: Path, probe: list[list[int]], tolerance: float, threads: int) -> Parity:
+def check(model: Any, folder: Path, probe: list[list[int]], tolerance: float | None, threads: int) -> Parity:
     """Compare an ONNX folder with the PyTorch model it was made from, on the CPU.
 
     Args:
         model: the transformers causal LM, in float32 and in eval mode.
         folder: the exported folder.
         probe: token ids of real held-out texts, one list per text, lengths may differ.
-        tolerance: largest |logit difference| that passes.
+        tolerance: largest |logit difference| that passes; None, for lower precisions: any that is a number.
         threads: CPU threads.
 
     Returns result.Parity. `checks` holds the largest |logit difference| of
         unpadded: each text alone, left_padded: all texts in one batch, padded on the left,
         and those of `generation`, on the graph that generates;
     and `generation`: the share of greedily generated tokens that differ (0 passes; a token may differ without
-    failing only where PyTorch's two best logits are closer than the tolerance).
+    failing only where PyTorch's two best logits are closer than the tolerance). `mean_kl`: from PyTorch's distribution
+    to the exported model's, nats per token.
     Raises InputError when the probe is empty.
     """
     probe = [ids for ids in probe if len(ids) >= 2]
@@ -45,14 +47,15 @@ def check(model: Any, folder: Path, probe: list[list[int]], tolerance: float, th
         **generation(model, folder, probe, threads),
     }
     generator = Generator(folder, threads)
-    differ = _generated(model, generator, probe[0], tolerance)
+    differ = _generated(model, generator, probe[0], tolerance or 0.0)
     worst = max(checks.values())
     same = np.concatenate([a.argmax(-1) == b.argmax(-1) for a, b in zip(alone, expected, strict=True)])
     return Parity(
-        passed=bool(worst <= tolerance and differ == 0),
+        passed=worst < NOT_A_NUMBER if tolerance is None else bool(worst <= tolerance and differ == 0),
         max_abs_difference=worst,
         tolerance=tolerance,
         argmax_agreement=float(same.mean()),
+        mean_kl=float(np.mean(np.concatenate([_divergence(a, b) for a, b in zip(expected, alone, strict=True)]))),
         tokens=int(same.size),
         checks={**checks, "generation": differ},
         graph=generator.graph,
@@ -110,4 +113,15 @@ def _generated(model: Any, generator: Generator, prompt: list[int], tolerance: f
 def _worst(found: list[np.ndarray], expected: list[np.ndarray]) -> float:
     """Largest |difference|; infinite where a figure is not a number."""
     worst = float(np.max([np.abs(a - b).max() for a, b in zip(found, expected, strict=True)]))  # max() drops a NaN
-    return worst if np.isfinite(worst) else 1e30
+    return worst if np.isfinite(worst) else NOT_A_NUMBER
+
+
+def _divergence(of: np.ndarray, to: np.ndarray) -> np.ndarray:
+    """KL divergence of softmaxed logits [n, vocab], nats: [n]."""
+    log_p, log_q = (logits - _log_total(logits) for logits in (of.astype(np.float64), to.astype(np.float64)))
+    return (np.exp(log_p) * (log_p - log_q)).sum(-1)
+
+
+def _log_total(logits: np.ndarray) -> np.ndarray:
+    top = logits.max(-1, keepdims=True)
+    return top + np.log(np.exp(logits - top).sum(-1, keepdims=True))

@@ -65,7 +65,7 @@ def test_a_graph_with_its_own_weights_is_the_same(exported, tmp_path):
 
 def test_tampered_weights_fail(exported, tmp_path):
     done = exported("llama")
-    model = export_module._load(done.hf)
+    model = export_module.load(done.hf)
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[0] += 0.05
     found = parity.check(model, done.onnx, done.probe, 1e-4, 2)
@@ -81,7 +81,7 @@ def test_a_figure_that_is_not_a_number_fails_in_any_text(exported, monkeypatch):
         return found
 
     monkeypatch.setattr(OnnxModel, "logits", broken)
-    found = parity.check(export_module._load(done.hf), done.onnx, done.probe, 1e-4, 2)
+    found = parity.check(export_module.load(done.hf), done.onnx, done.probe, 1e-4, 2)
     assert not found.passed and found.checks["unpadded"] < 1e-4 < found.checks["left_padded"]
 
 
@@ -171,7 +171,7 @@ def test_a_fused_graph_that_differs_is_left_out(exported, tmp_path, monkeypatch)
     done, true = exported("llama"), parity.generation
     monkeypatch.setattr(parity, "generation", lambda *args: {**true(*args), "batched": 1.0})
     found = export_module._fused(
-        export_module._load(done.hf), _copied(done.onnx, tmp_path), done.probe, 1e-4, 2, done.graphs
+        export_module.load(done.hf), _copied(done.onnx, tmp_path), done.probe, 1e-4, 2, done.graphs
     )
     assert found == "its logits differ by 1.0e+00" and not (tmp_path / "onnx" / "generate.onnx").exists()
 
