@@ -1,4 +1,8 @@
-"""Latency and memory of exported models, each in a fresh process, candidates interleaved in rounds.
+"""Latency and memory of exported models, each in a fresh process, generation by generation in turns.
+
+A shared machine changes its pace by tens of percent from one second to the next: whole processes one after another
+would compare its moods. So all models of a round are loaded, and each generates once in its turn, while the others
+wait; ratios are taken within a turn. Where memory is too small for all, processes follow each other.
 
 `python -m featkd.measure.latency JOB.json` is the process; featkd.child starts it and ends it with its parent.
 Time to first token: from the call, prompt already tokenised, to the first token. Decode rate: the other tokens
@@ -6,11 +10,13 @@ over their time, batch 1, greedy, the end token ignored, so that every model doe
 """
 
 import os
+import queue
 import re
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +27,8 @@ if TYPE_CHECKING:  # pydantic stays out of the measured process
 
 Raw = dict[str, Any]
 LEVEL = 0.95
+PAUSE_S = 0.05  # between turns: the threads of ONNX Runtime spin for a while after their work
+LOADED = 1.5  # memory of a loaded model over its files, roughly
 
 
 def measure(
@@ -31,7 +39,7 @@ def measure(
     device: str,
     on_round: Callable[[str, int], None] = lambda name, number: None,
 ) -> dict[str, Raw]:
-    """Time each folder in `latency.rounds` fresh processes; the order rotates, so that drift hits all alike.
+    """Time each folder in `latency.rounds` fresh processes, in turns; the order rotates from round to round.
 
     Args:
         folders: candidate name to ONNX folder.
@@ -39,49 +47,96 @@ def measure(
         threads: CPU threads. device: cpu or cuda.
         on_round: called with (name, round) before each process.
 
-    Returns {name: {provider, threads, prompt_tokens, new_tokens, file_bytes, rounds: [{ttft_ms: [repeats],
+    Returns {name: {provider, threads, prompt_tokens, new_tokens, in_turns, file_bytes, rounds: [{ttft_ms: [repeats],
     decode_tokens_per_s: [repeats], load_s, import_rss_bytes, peak_rss_bytes}]}}, plain JSON values.
     Raises InputError (the prompt is too short or too long) and RunError (a process died).
     """
+    from featkd import environment
     from featkd.errors import InputError
 
     if len(prompt) < latency.prompt_tokens:
         raise InputError(f"latency.prompt_tokens: {latency.prompt_tokens} is above the probe's {len(prompt)} tokens")
     names = list(folders)
+    sizes = {name: sum(file.stat().st_size for file in Path(folders[name]).glob("*.onnx*")) for name in names}
+    together = LOADED * sum(sizes.values()) < environment.free_memory_bytes(device)
     rounds: dict[str, list[Raw]] = {name: [] for name in names}
     for number in range(latency.rounds):
         turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
-            on_round(name, number)
-            job = {
-                "folder": str(folders[name]),
-                "prompt": [int(token) for token in prompt[: latency.prompt_tokens]],
-                "new_tokens": latency.new_tokens,
-                "warmup": latency.warmup,
-                "repeats": latency.repeats,
-                "threads": threads,
-                "device": device,
-            }
-            with tempfile.TemporaryDirectory() as workdir:
-                rounds[name].append(run_child("featkd.measure.latency", job, Path(workdir)))
+        order = names[turn:] + names[:turn]
+        for group in [order] if together else [[name] for name in order]:
+            jobs = {}
+            for name in group:
+                on_round(name, number)
+                jobs[name] = {
+                    "folder": str(folders[name]),
+                    "prompt": [int(token) for token in prompt[: latency.prompt_tokens]],
+                    "new_tokens": latency.new_tokens,
+                    "warmup": latency.warmup,
+                    "repeats": latency.repeats,
+                    "threads": threads,
+                    "device": device,
+                }
+            for name, done in _in_turns(jobs, latency.repeats).items():
+                rounds[name].append(done)
     return {
         name: {
             "provider": done[0]["provider"],
             "threads": threads,
             "prompt_tokens": latency.prompt_tokens,
             "new_tokens": latency.new_tokens,
-            "file_bytes": sum(file.stat().st_size for file in Path(folders[name]).glob("*.onnx*")),
+            "in_turns": together,
+            "file_bytes": sizes[name],
             "rounds": done,
         }
         for name, done in rounds.items()
     }
 
 
+def _in_turns(jobs: dict[str, Raw], turns: int) -> dict[str, Raw]:
+    """Run a process per job; of those that are loaded and warm, one generates at a time."""
+    ended: queue.SimpleQueue[str] = queue.SimpleQueue()  # whose turn has ended
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(len(jobs)) as pool:
+        running: dict[str, Future[Raw]] = {}
+        pipes: dict[str, int] = {}
+        try:
+            for index, (name, job) in enumerate(jobs.items()):
+                workdir = Path(folder) / str(index)
+                workdir.mkdir()
+                os.mkfifo(workdir / "turns")
+                pipes[name] = os.open(workdir / "turns", os.O_RDWR)  # opening does not wait for a reader
+                told = lambda event, name=name: ended.put(name)  # noqa: E731
+                job = {**job, "turns": str(workdir / "turns")}
+                running[name] = pool.submit(run_child, "featkd.measure.latency", job, workdir, told)
+                _await(ended, running[name])  # loads alone too
+            for _ in range(turns):
+                for name in jobs:
+                    time.sleep(PAUSE_S)
+                    os.write(pipes[name], b".")
+                    _await(ended, running[name])
+            return {name: future.result() for name, future in running.items()}
+        finally:
+            for pipe in pipes.values():
+                os.close(pipe)  # after an error: who still waits for its turn ends
+
+
+def _await(ended: queue.SimpleQueue, running: Future[Raw]) -> None:
+    """Until the turn has ended; raises what the process did if it died."""
+    while True:
+        try:
+            ended.get(timeout=0.2)
+        except queue.Empty:
+            if running.done():
+                running.result()
+                return
+        else:
+            return
+
+
 def summarise(raw: Raw, teacher_raw: Raw | None) -> tuple["result.Latency", "result.Memory"]:
     """Medians and ratios to the teacher with 95 % intervals, from `measure`'s raw values.
 
-    Each round, a process of its own, gives one figure: the median of its generations, or for a ratio the quotient of
-    the two medians of the same round. The value is the geometric mean over rounds, the interval Student's t (1908)
+    Each round, a process of its own, gives one figure: the median of its generations, or for a ratio the median of
+    the quotients, turn by turn. The value is the geometric mean over rounds, the interval Student's t (1908)
     of the logarithms with rounds - 1 degrees of freedom: what drifts between rounds widens it, and it keeps its
     coverage with a handful of rounds, where a bootstrap is too narrow. One round, or rounds that all give the same,
     have no bounds. Without `teacher_raw` there are no ratios; of a model to itself they are exactly 1.
@@ -123,17 +178,17 @@ def _table(raw: Raw, key: str) -> Any:
 
 
 def _interval(table: Any, over: Any = None) -> "result.Interval":
-    """Medians of the rounds of `table` [rounds, values], divided by those of `over` if given; see summarise."""
+    """Medians of the rounds of `table` [rounds, turns], divided by `over`, turn by turn, if given; see summarise."""
     import numpy as np
     from scipy.stats import t
 
     from featkd.result import Interval
 
-    logs = np.log(np.median(table, axis=1))
     if over is not None:
         if np.array_equal(table, over):
             return Interval(value=1.0, low=1.0, high=1.0)
-        logs = logs - np.log(np.median(over, axis=1))
+        table = table / over
+    logs = np.log(np.median(table, axis=1))
     rounds, mean = len(logs), logs.mean()
     if np.ptp(logs) < 1e-12:  # rounding
         return Interval(value=float(np.exp(mean)))
@@ -142,11 +197,12 @@ def _interval(table: Any, over: Any = None) -> "result.Interval":
 
 
 def _child(job: dict[str, Any], emit: Callable[..., None]) -> Raw:
-    """The measured process: load, warm up, generate `repeats` times."""
+    """The measured process: load, warm up, generate once in each of its turns."""
     import numpy  # noqa: F401
     import onnxruntime  # noqa: F401
 
     from featkd.deploy.generate import Generator
+    from featkd.errors import RunError
 
     import_rss_bytes = _rss_bytes("VmRSS")
     start = time.perf_counter()
@@ -155,7 +211,15 @@ def _child(job: dict[str, Any], emit: Callable[..., None]) -> Raw:
     prompt, new_tokens = job["prompt"], job["new_tokens"]
     for _ in range(job["warmup"]):
         model.generate(prompt, new_tokens)
-    runs = [model.generate(prompt, new_tokens) for _ in range(job["repeats"])]
+    runs = []
+    with open(job["turns"], "rb", buffering=0) as turns:
+        emit("ready")
+        for _ in range(job["repeats"]):
+            if not turns.read(1):
+                raise RunError("the measurement was broken off")
+            model.generate(prompt, 2)  # the caches are full of another model
+            runs.append(model.generate(prompt, new_tokens))
+            emit("generated")
     return {
         "ttft_ms": [1e3 * ttft_s for _, ttft_s, _ in runs],
         "decode_tokens_per_s": [(new_tokens - 1) / decode_s for _, _, decode_s in runs],

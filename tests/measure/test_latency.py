@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from featkd import spec
+from featkd import environment, spec
 from featkd.errors import InputError
 from featkd.measure import latency
 
@@ -26,6 +26,7 @@ def raw(exported):
 def test_raw_values_of_real_processes(raw, exported):
     done, order = raw
     assert order == [("teacher", 0), ("student", 0), ("student", 1), ("teacher", 1)]
+    assert done["teacher"]["in_turns"]
     assert json.loads(json.dumps(done)) == done
     for name, kind in (("teacher", "llama"), ("student", "gpt2")):
         assert done[name]["provider"] == "CPUExecutionProvider" and done[name]["threads"] == 1
@@ -36,6 +37,13 @@ def test_raw_values_of_real_processes(raw, exported):
             assert min(one["ttft_ms"] + one["decode_tokens_per_s"]) > 0
             # this process holds torch: the child must not be charged with its size
             assert 20e6 < one["import_rss_bytes"] < one["peak_rss_bytes"] < 200e6
+
+
+def test_models_that_do_not_fit_together_follow_each_other(exported, monkeypatch):
+    monkeypatch.setattr(environment, "free_memory_bytes", lambda device: 1)
+    folders = {"teacher": exported("llama").onnx, "student": exported("gpt2").onnx}
+    done = latency.measure(folders, SMALL, exported("llama").probe[0], 1, "cpu")
+    assert not done["student"]["in_turns"] and len(done["student"]["rounds"][1]["ttft_ms"]) == 3
 
 
 def test_summary(raw):
@@ -49,6 +57,17 @@ def test_summary(raw):
     itself, same = latency.summarise(done["teacher"], done["teacher"])
     assert itself.decode_speedup.model_dump() == {"value": 1.0, "low": 1.0, "high": 1.0} == same.rss_ratio.model_dump()
     assert latency.summarise(done["teacher"], None)[0].decode_speedup is None
+
+
+def test_a_change_of_pace_within_a_round_cancels():
+    def paced(ms):
+        pace = np.array([1.0, 1.0, 1.0, 1.5, 1.5, 1.5, 1.5, 1.0, 1.5, 1.0])
+        rounds = [{"ttft_ms": list(ms * np.roll(pace, 3 * turn)), "decode_tokens_per_s": [1.0] * 10,
+                   "peak_rss_bytes": 1.0, "import_rss_bytes": 0.0} for turn in range(4)]  # fmt: skip
+        return {"provider": "x", "prompt_tokens": 8, "file_bytes": 1, "rounds": rounds}
+
+    times = latency.summarise(paced(2.0), paced(6.0))[0]
+    assert times.ttft_speedup.value == pytest.approx(3.0)
 
 
 def test_the_ratio_is_right_and_drift_that_hits_both_cancels():
