@@ -9,8 +9,10 @@
 `utilisation` is the share of a machine that may be used at peak. A month's tokens at the unit prices cost what its
 machines cost before these are rounded up. The saving is after upkeep; payback, cash flow and NPV follow from it.
 
-Intervals come from those of the measured rates. A saving's interval pairs one side's best with the other's worst, so
-it is wider than 95 %.
+Intervals come from those of the measured rates. A saving's interval takes both sides at the same pace of the machine,
+the slowest and the fastest of the teacher's interval, with the candidate's speed-up at its best and its worst: the two
+were measured in turns, and a machine that is slow is slow for both. Where no speed-up was measured it pairs one side's
+best with the other's worst. Both are wider than 95 %.
 """
 
 import math
@@ -67,11 +69,12 @@ def price(candidate: Latency, teacher: Latency, cost: spec.Cost, training_second
         return Roi(why="baseline", **unit_costs)
     before = _interval(lambda rates: monthly_cost_usd(rates, cost), teacher)
     upkeep = cost.monthly_upkeep_usd.value
-    saving = Interval(
-        value=before.value - monthly.value - upkeep,
-        low=_minus(before.low, monthly.high, upkeep),
-        high=_minus(before.high, monthly.low, upkeep),
+    value = before.value - monthly.value
+    low, high = _saving_bounds(candidate, teacher, cost, value) or (
+        _minus(before.low, monthly.high),
+        _minus(before.high, monthly.low),
     )
+    saving = Interval(value=value - upkeep, low=_minus(low, upkeep), high=_minus(high, upkeep))
     one_off = cost.engineering_usd.value + training_seconds / 3600 * cost.training_usd_per_hour.value
     return Roi(
         **unit_costs,
@@ -132,5 +135,22 @@ def _interval(figure: Any, latency: Latency) -> Interval:
     return Interval(value=figure(_rates(latency, "value")), low=low, high=high)
 
 
-def _minus(before: float | None, after: float | None, upkeep: float) -> float | None:
-    return None if before is None or after is None else before - after - upkeep
+def _saving_bounds(candidate: Latency, teacher: Latency, cost: spec.Cost, value: float) -> tuple[float, float] | None:
+    """USD/month before upkeep, around `value`: at each pace of the teacher's, with the worst and best speed-ups."""
+    speedups = [candidate.ttft_speedup, candidate.decode_speedup]  # prompts: the same ratio as of their rates
+    if any(ratio is None or ratio.low is None or ratio.high is None for ratio in speedups):
+        return None
+    paces = [rates for bound in ("low", "high") if (rates := _rates(teacher, bound))] or [_rates(teacher, "value")]
+    savings = [
+        [
+            monthly_cost_usd(rates, cost)
+            - monthly_cost_usd((rates[0] * getattr(speedups[0], bound), rates[1] * getattr(speedups[1], bound)), cost)
+            for rates in paces
+        ]
+        for bound in ("low", "high")
+    ]
+    return min(value, *savings[0]), max(value, *savings[1])
+
+
+def _minus(before: float | None, after: float | None) -> float | None:
+    return None if before is None or after is None else before - after

@@ -97,6 +97,23 @@ def test_intervals_contain_the_value_and_pair_best_with_worst():
     assert cost.low < cost.value < cost.high
 
 
+def test_a_slow_machine_is_slow_for_both():
+    apart = latency(2000, 500, 0.2)
+    ratios = {
+        "ttft_speedup": Interval(value=2, low=1.9, high=2.1),
+        "decode_speedup": Interval(value=5, low=4.8, high=5.2),
+    }
+    busy = COST.model_copy(update={"requests_per_month": COST.requests_per_month.model_copy(update={"value": 2.6e8})})
+    wide, narrow = (
+        roi.price(found, latency(1000, 100, 0.2), busy, 0, False).monthly_saving_usd
+        for found in (apart, apart.model_copy(update=ratios))
+    )
+    assert wide.low < narrow.low < narrow.value == wide.value < narrow.high < wide.high
+    # teacher 0.6 s at its usual pace: saved are 0.45 s, at paces of 0.8 and 1.2 that / 0.8 and / 1.2, nearly
+    assert narrow.low == pytest.approx(0.45 / 1.2 / 0.45 * (narrow.value + 100) - 100, rel=0.05)
+    assert narrow.high == pytest.approx(0.45 / 0.8 / 0.45 * (narrow.value + 100) - 100, rel=0.05)
+
+
 def test_unmeasured_speed_leaves_the_section_empty_with_its_reason():
     assert roi.price(Latency(why="not-run"), latency(1, 1), COST, 0, False).why == "not-run"
 
