@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +16,10 @@ def text(seed: int, words: int) -> str:
     return " ".join(WORDS[index] for index in torch.randint(len(WORDS), (words,), generator=generator))
 
 
-def save(kind: str, folder: Path, seed: int = 0, layers: int = 2, padding: int = 0) -> Path:
+def save(kind: str, folder: Path, seed: int = 0, layers: int = 2, padding: int = 0, **options: Any) -> Path:
     """A Hugging Face folder with a random causal LM of a kind (llama, gpt2, ...) and its tokenizer.
 
-    padding: rows of the embeddings beyond the tokenizer's tokens.
+    padding: rows of the embeddings beyond the tokenizer's tokens. options: of its config.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -26,11 +27,9 @@ def save(kind: str, folder: Path, seed: int = 0, layers: int = 2, padding: int =
     sizes = {"n_embd": 32, "n_layer": layers, "n_head": 4, "n_positions": 96} if kind == "gpt2" else {
         "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": layers, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 96}  # fmt: skip
-    if kind == "mistral":
-        sizes |= {"head_dim": 16, "sliding_window": 8}
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer) + padding, **sizes, **ends)
+    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer) + padding, **{**sizes, **ends, **options})
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():  # large enough that the outputs differ between tokens

@@ -1,11 +1,14 @@
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_models
 import torch
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
 from featkd.deploy import export as export_module
 from featkd.deploy import fused, parity, template
@@ -15,7 +18,7 @@ from featkd.deploy.session import OnnxModel
 from featkd.errors import InputError, RunError
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "gemma2", "qwen2"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "qwen2", pytest.param("gemma2", marks=pytest.mark.slow)])
 def test_true_export_passes_every_check(exported, kind):
     done = exported(kind)
     assert (done.parity.graph, done.parity.general_why) == ("fused", None)
@@ -33,6 +36,17 @@ def test_the_folder_opens_with_plain_onnxruntime(exported):
     names = [value.name for value in session.get_inputs()]
     assert names[:4] == ["input_ids", "attention_mask", "position_ids", "input.past_key_values.layers.0.keys"]
     assert {file.name for file in folder.iterdir()} >= {"config.json", "tokenizer.json", "model.onnx.data"}
+
+
+def test_the_readmes_script_needs_onnxruntime_alone(exported, tmp_path):
+    done, readme = exported("gpt2"), (Path(__file__).parents[2] / "README.md").read_text()
+    (tmp_path / "text.py").write_text(readme.split("```python\n")[1].split("```")[0])
+    prompt = AutoTokenizer.from_pretrained(done.onnx).decode(done.probe[0][:10])
+    run = [sys.executable, "-I", str(tmp_path / "text.py"), str(done.onnx), prompt]
+    printed = subprocess.run(run, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    tokenizer = Tokenizer.from_file(str(done.onnx / "tokenizer.json"))
+    ids = tokenizer.encode(prompt).ids
+    assert printed == tokenizer.decode(ids + Generator(done.onnx, 2).generate(ids, 40)[0]) + "\n"
 
 
 def test_a_known_shape_is_filled_not_traced(exported, tmp_path, monkeypatch):

@@ -42,6 +42,14 @@ SIGNALS = {
 VERDICTS = {"sft": "no-go", "logit-kd": "inconclusive", "feature-kd": "go"}
 
 
+def parity(precision: str) -> Parity:
+    whole = Parity(
+        passed=True, max_abs_difference=2.1e-5, tolerance=1e-4, argmax_agreement=1.0, tokens=512, graph="fused"
+    )
+    lower = {"tolerance": None, "argmax_agreement": 0.974, "mean_kl": 0.0123, "general_why": "attention has sinks"}
+    return whole if precision == "fp32" else whole.model_copy(update={**lower, "graph": "general"})
+
+
 def candidate(arm: str, size: str = "s", precision: str = "fp32", shrink: float = 1.0) -> Candidate:
     teacher = arm == "teacher"
     rng = random.Random(f"{arm}{size}{precision}")
@@ -73,7 +81,7 @@ def candidate(arm: str, size: str = "s", precision: str = "fp32", shrink: float 
             alignment=ALIGNMENT if arm == "feature-kd" else None,
             signal=SIGNALS.get(arm),
         ),
-        parity=Parity(passed=True, max_abs_difference=2.1e-5, tolerance=1e-4, argmax_agreement=1.0, tokens=512),
+        parity=parity(precision),
         quality=Quality(tasks=quality),
         fidelity=Fidelity(why="baseline") if teacher else Fidelity(tasks=fidelity),
         guardrails=Guardrails(why="guardrails-not-built"),

@@ -270,3 +270,12 @@ def test_a_payback_gate_knows_never(observed, outcome, shown):
 def test_a_bound_carries_its_unit_inside_the_japanese_words():
     gate = GateOutcome(metric="quality.x.retained", at_least=0.75, severity="block", outcome="missing")
     assert view.gate_value(gate, text.load("ja"), observed=False).value == "75% 以上"
+
+
+@pytest.mark.parametrize(
+    ("language", "words"),
+    [("en", ("same tokens", "KL 0.012", "slower graph")), ("ja", ("のトークンが一致", "KL 0.012", "低速なグラフ"))],
+)
+def test_a_lower_precision_is_told_by_what_it_changes(language, words):
+    shown = visible(render(make_results.many(1), language))
+    assert all(word in shown for word in words)
