@@ -74,6 +74,7 @@ def _fused(
     past = {value.name: tuple(map(_size, value.shape)) for value in general.inputs if value.name.startswith(PAST)}
     why = ""
     for inside in (True, False):
+        _remove(out)  # what another attempt left
         trace = functools.partial(fused.trace, past={n: (s[1], s[3]) for n, s in past.items()}, rotary_inside=inside)
         try:
             with _quiet():
@@ -86,9 +87,13 @@ def _fused(
         if worst <= tolerance:
             return None
         why = why or f"its logits differ by {worst:.1e}"
+    _remove(out)
+    return why
+
+
+def _remove(out: Path) -> None:
     for file in out.glob(f"{GENERATING}*"):
         file.unlink()
-    return why
 
 
 def _size(dimension: Any) -> int:

@@ -94,7 +94,7 @@ def measure(
 
 def _in_turns(jobs: dict[str, Raw], turns: int) -> dict[str, Raw]:
     """Run a process per job; of those that are loaded and warm, one generates at a time."""
-    ended: queue.SimpleQueue[str] = queue.SimpleQueue()  # whose turn has ended
+    ended: queue.SimpleQueue[Any] = queue.SimpleQueue()  # an event per turn, of the one process that is at work
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(len(jobs)) as pool:
         running: dict[str, Future[Raw]] = {}
         pipes: dict[str, int] = {}
@@ -104,9 +104,8 @@ def _in_turns(jobs: dict[str, Raw], turns: int) -> dict[str, Raw]:
                 workdir.mkdir()
                 os.mkfifo(workdir / "turns")
                 pipes[name] = os.open(workdir / "turns", os.O_RDWR)  # opening does not wait for a reader
-                told = lambda event, name=name: ended.put(name)  # noqa: E731
                 job = {**job, "turns": str(workdir / "turns")}
-                running[name] = pool.submit(run_child, "featkd.measure.latency", job, workdir, told)
+                running[name] = pool.submit(run_child, "featkd.measure.latency", job, workdir, ended.put)
                 _await(ended, running[name])  # loads alone too
             for _ in range(turns):
                 for name in jobs:
