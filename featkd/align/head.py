@@ -8,13 +8,15 @@ of tokens. Tokens come in chunks as large as the budget allows (the matrix produ
 tiles that stay in the processor's cache (a dozen steps follow each other on the same numbers). The gradient is computed
 with the loss, in closed form and in the place of the logits, so that nothing of the vocabulary's width is kept for the
 backward pass, and no logit is computed twice: 6 d V + 2 D V operations per token for widths d and D, those of the
-matrix products. How logits come from states: output.py.
+matrix products. How logits come from states: output.py. Forward KL and cross-entropy in 16 bits on an accelerator:
+accelerator.py.
 """
 
 from typing import Any, NamedTuple
 
 import torch
 
+from featkd.align import accelerator
 from featkd.align.logits import DIVERGENCES, Softmax, softmax, top_k_and_tail
 from featkd.align.output import Head, RawLogits, cast, own_arithmetic, raw_logits, softcap
 from featkd.align.products import add_by_weight, by_states, held_per_token, logits_type, slices
@@ -122,11 +124,21 @@ class _Head(torch.autograd.Function):
         return *given, None, None, None, None, None
 
 
-def _run(hidden: torch.Tensor, head: Head, targets: torch.Tensor, teacher: Any, *rest: Any) -> Found:
+def _run(
+    hidden: torch.Tensor, head: Head, targets: torch.Tensor, teacher: Any, objective: Objective, *rest: Any
+) -> Found:
+    plain_kl = teacher is None or (
+        isinstance(teacher, OnlineTeacher) and objective.divergence == "forward-kl" and not objective.top_k
+    )
     with own_arithmetic(hidden.device.type) as dtype:
         if isinstance(teacher, OnlineTeacher):
             teacher = OnlineTeacher(*cast(*teacher, dtype))
-        return _chunks(*cast(hidden, head, dtype), targets, teacher, *rest)
+        hidden, head = cast(hidden, head, dtype)
+        if plain_kl and accelerator.takes(hidden, head, teacher):
+            return accelerator.losses_and_gradients(
+                hidden, head, targets, teacher, objective.temperature, objective.ce_weight, *rest
+            )
+        return _chunks(hidden, head, targets, teacher, objective, *rest)
 
 
 def _chunks(

@@ -13,6 +13,7 @@ import torch
 
 BLOCK = 2048  # rows of W per product on a processor
 PARTS = 8
+WHOLE = 64  # what lengths are a multiple of where an accelerator multiplies fast
 FAST_BF16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 ONE_DNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
@@ -89,7 +90,12 @@ def by_states(gradient: torch.Tensor, weight: torch.Tensor | None) -> torch.Tens
     if weight is None:
         return gradient
     if gradient.is_cuda:
-        return _product(gradient.to(weight.dtype), weight)
+        gradient, whole = (
+            gradient.to(weight.dtype),
+            len(weight) // WHOLE * WHOLE,
+        )  # an odd length takes five times as long
+        total = _product(gradient[:, :whole], weight[:whole])
+        return total if whole == len(weight) else total.add_(_product(gradient[:, whole:], weight[whole:]))
     if gradient.dtype == weight.dtype and (exact_one_dnn() or weight.dtype == torch.bfloat16):
         return gradient @ weight
     parts = min(PARTS, len(weight) // BLOCK) if weight.dtype == torch.float32 else 0
@@ -117,8 +123,8 @@ def add_by_weight(
 ) -> None:
     """total (+)= factor * gradient^T states, float32."""
     if gradient.is_cuda and states.dtype != torch.float32:
-        product = _product(gradient.to(states.dtype).T, states).mul_(factor)
-        total.copy_(product) if first else total.add_(product)
+        by = gradient.to(states.dtype).T
+        torch.addmm(total, by, states, out_dtype=torch.float32, beta=float(not first), alpha=factor, out=total)
     elif gradient.dtype == torch.bfloat16:
         for block in slices(gradient.shape[1], BLOCK):
             product = gradient[:, block].T @ states
