@@ -1,12 +1,13 @@
 """A distillation run as a user would start it: featkd's engine, TRL's GKD trainer, plain PyTorch, and a bare loop.
 
 `make bench-engine`. The same teacher, student and batches, forward KL alone. Every run is a process of its own, of all
-contenders in turns, so that its peak memory is its own: above what the process takes with both models in it. Time is
-that of the steps after the first. `bare` runs the teacher's forward and trains the student on cross-entropy, each
-through its model class: no distillation loss at all. `distillkit` is that project's loss, plain PyTorch: both logits
-whole, softmax, kl_div.
+contenders in turns, so that its peak memory is its own: above what the process takes with both models in it; on an
+accelerator, whose allocator tells, all runs share a process. Time is that of the steps after the first. `bare` runs the
+teacher's forward and trains the student on cross-entropy, each through its model class: no distillation loss at all.
+`distillkit` is that project's loss, plain PyTorch: both logits whole, softmax, kl_div.
 """
 
+import gc
 import json
 import os
 import statistics
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from evidence import QUICK, write
+from evidence import DEVICE, QUICK, write
 
 from featkd import spec
 from featkd.distill import engine
@@ -32,14 +33,17 @@ from featkd.models.llama import llama_config
 from featkd.teaching import Distillation
 from featkd.training import Shape
 
-LEAD = (
-    "Training steps of a whole distillation run. `tokens_per_s`: median over rounds of 2,048-token steps after the "
-    "first; `peak_bytes`: highest memory of the process above what it takes with both models loaded."
-)
 VOCABULARY, BATCH, BLOCK = 50_257, 8, 256
 TEACHER = {"hidden_size": 640, "layers": 12, "heads": 10, "intermediate_size": 1728}
 STUDENT = {"hidden_size": 256, "layers": 8, "heads": 4, "intermediate_size": 688}
 STEPS, ROUNDS = (4, 3)
+if DEVICE == "cuda":
+    BATCH, BLOCK, STEPS = 32, 512, 12
+LEAD = (
+    f"Training steps of a whole distillation run. `tokens_per_s`: median over rounds of {BATCH * BLOCK:,}-token steps "
+    "after the first; `peak_bytes`: highest memory of the process, or on the accelerator, above what it takes with "
+    "both models loaded."
+)
 if QUICK:
     VOCABULARY, STEPS, ROUNDS = 2048, 3, 1
     TEACHER, STUDENT = ({"hidden_size": w, "layers": 2, "heads": 2, "intermediate_size": 2 * w} for w in (64, 32))
@@ -47,12 +51,13 @@ RATE = 1e-4
 
 
 def models() -> tuple[Any, Any]:
-    """(teacher, student), float32."""
+    """(teacher, student), float32, where they run."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
     made = (llama_config(Shape(**shape), VOCABULARY, BLOCK, 0) for shape in (TEACHER, STUDENT))
-    teacher, student = (AutoModelForCausalLM.from_config(config, dtype=torch.float32) for config in made)
+    with torch.device(DEVICE):
+        teacher, student = (AutoModelForCausalLM.from_config(config, dtype=torch.float32) for config in made)
     return teacher.eval().requires_grad_(False), student.train()
 
 
@@ -67,7 +72,7 @@ def featkd(teacher: Any, student: Any, bf16: bool, mark: Callable[[], None]) -> 
     training = spec.Optimisation(tokens=blocks[0].size, batch_size=BATCH, learning_rate=RATE)
     recipe = Distillation(ce_weight=0).outputs_only()
     learner = Learner("logit-kd", student, 0, recipe, training)
-    run = runtime(spec.Compute(device="cpu", precision="bf16" if bf16 else "fp32", threads=os.cpu_count()))
+    run = runtime(spec.Compute(device=DEVICE, precision="bf16" if bf16 else "fp32", threads=os.cpu_count()))
     engine.train([learner], teacher, blocks, blocks[:, :1, :8], run, lambda **fields: mark())
 
 
@@ -91,7 +96,7 @@ def trl(teacher: Any, student: Any, bf16: bool, mark: Callable[[], None]) -> Non
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"x": 0}, [])), pad_token="x")
     config = GKDConfig(
         output_dir=tempfile.mkdtemp(), per_device_train_batch_size=BATCH, max_steps=STEPS, learning_rate=RATE,
-        lmbda=0.0, beta=0.0, temperature=1.0, use_cpu=True, bf16=bf16, report_to=[], save_strategy="no",
+        lmbda=0.0, beta=0.0, temperature=1.0, use_cpu=DEVICE == "cpu", bf16=bf16, report_to=[], save_strategy="no",
         logging_strategy="no", disable_tqdm=True, gradient_checkpointing=False,
     )  # fmt: skip
     data = Dataset.from_dict({"input_ids": batches()[0].tolist()})
@@ -104,8 +109,8 @@ def trl(teacher: Any, student: Any, bf16: bool, mark: Callable[[], None]) -> Non
 def _loop(loss: Callable[..., torch.Tensor]) -> Callable[..., None]:
     def run(teacher: Any, student: Any, bf16: bool, mark: Callable[[], None]) -> None:
         optimiser = torch.optim.AdamW(student.parameters(), lr=RATE, fused=True)
-        for ids in torch.from_numpy(batches()[0].astype(np.int64)).split(BATCH):
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        for ids in torch.from_numpy(batches()[0].astype(np.int64)).to(DEVICE).split(BATCH):
+            with torch.autocast(DEVICE, torch.bfloat16, enabled=bf16):
                 with torch.no_grad():
                     taught = teacher(input_ids=ids, use_cache=False).logits
                 value = loss(student, ids, taught)
@@ -131,16 +136,29 @@ def _plain(student: Any, ids: torch.Tensor, taught: torch.Tensor) -> torch.Tenso
 CONTENDERS = {"featkd": featkd, "trl-gkd": trl, "distillkit": _loop(_plain), "bare": _loop(_no_distillation)}
 
 
-def child(name: str, dtype: str) -> None:
+def run(name: str, dtype: str) -> dict[str, Any]:
     torch.set_num_threads(os.cpu_count() or 1)
     teacher, student = models()
-    before, marks = _rss_bytes("VmRSS"), []
-    CONTENDERS[name](teacher, student, dtype == "bfloat16", lambda: marks.append(time.perf_counter()))
+    marks: list[float] = []
+
+    def mark() -> None:
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+        marks.append(time.perf_counter())
+
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated() if DEVICE == "cuda" else _rss_bytes("VmRSS")
+    CONTENDERS[name](teacher, student, dtype == "bfloat16", mark)
+    peak = torch.cuda.max_memory_allocated() if DEVICE == "cuda" else _rss_bytes("VmHWM")
     seconds = [b - a for a, b in zip(marks, marks[1:], strict=False)]
-    print(json.dumps({"seconds": seconds, "peak_bytes": _rss_bytes("VmHWM") - before}))
+    return {"seconds": seconds, "peak_bytes": peak - before}
 
 
 def one(name: str, dtype: str) -> dict[str, Any]:
+    if DEVICE == "cuda":
+        gc.collect()
+        return run(name, dtype)
     given = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}  # as tasks/train.py does
     done = subprocess.run(
         [sys.executable, __file__, name, dtype], cwd=Path(__file__).parent, env=os.environ | given,
@@ -173,7 +191,8 @@ def measured(dtype: str) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    dtypes = ["float32", *(["bfloat16"] if fast_bf16("cpu") else [])]
+    dtypes = ["float32"] if DEVICE == "cpu" else []
+    dtypes += ["bfloat16"] if fast_bf16(DEVICE) else []
     rows = [row for dtype in dtypes for row in measured(dtype)]
     summary = {}
     for dtype in dtypes:
@@ -187,4 +206,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    child(*sys.argv[1:]) if len(sys.argv) > 1 else main()
+    print(json.dumps(run(*sys.argv[1:]))) if len(sys.argv) > 1 else main()

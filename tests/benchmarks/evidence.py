@@ -14,14 +14,17 @@ from typing import Any
 from featkd import environment
 
 QUICK = bool(os.environ.get("QUICK"))
+ACCELERATOR = environment.accelerator()
+DEVICE = "cuda" if ACCELERATOR else "cpu"
 EVIDENCE = Path(__file__).parents[2] / "reports" / "evidence"
 
 
 def write(name: str, rows: list[dict[str, Any]], summary: dict[str, Any], lead: str, only: str = "") -> None:
     """reports/evidence/NAME.json and NAME.md; the summary is the last line on stdout.
 
-    name: that of the benchmark; on other hardware with a suffix, head.h100. only: the part that ONLY asked for.
+    name: that of the benchmark; on an accelerator with a suffix, head.h100. only: the part that ONLY asked for.
     """
+    name += f".{ACCELERATOR.split()[1].lower()}" if ACCELERATOR else ""
     folder = Path(tempfile.mkdtemp()) if QUICK else EVIDENCE
     folder.mkdir(parents=True, exist_ok=True)
     hardware = environment.hardware()
@@ -47,7 +50,8 @@ def _page(document: dict[str, Any], lead: str) -> str:
     table = [columns, ["---"] * len(columns), *([_text(row.get(key, "")) for key in columns] for row in shown)]
     hardware = document["hardware"]
     cpu = f"{hardware['cpu']} ({' '.join(hardware['instructions'])}), {hardware['cores']} cores"
-    machine = f"{cpu}, torch {document['versions'].get('torch', '')}"
+    accelerator = f"{hardware['accelerator']}, " if hardware["accelerator"] else ""
+    machine = f"{accelerator}{cpu}, torch {document['versions'].get('torch', '')}"
     lines = [f"# {document['name']}", "", lead, "", f"{document['date']}, {machine}. `{document['command']}`", ""]
     lines += [f"| {' | '.join(cells)} |" for cells in table]
     lines += ["", *(f"- {key}: {_text(value)}" for key, value in document["summary"].items()), ""]

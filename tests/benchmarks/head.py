@@ -7,8 +7,9 @@ twice as many positions as valid tokens, and the valid ones are those of the cas
 of the four bare matrix products (logits of student and teacher, both gradients) on the valid tokens, into buffers made
 before, whole or in chunks of 512 tokens, whichever is faster in that round.
 
-Memory: a fresh process for each contender, one step; the peak above what the process takes with the inputs in memory
-and the libraries warm (`step_bytes`), and that less the two gradients, which have to be there (`extra_bytes`).
+Memory: one step, of a fresh process for each contender; the peak above what the process takes with the inputs in
+memory and the libraries warm (`step_bytes`), and that less the two gradients, which have to be there (`extra_bytes`).
+On an accelerator the same, told by the allocator, of a step before those that are timed.
 """
 
 import gc
@@ -25,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evidence import QUICK, write
-from rivals import CONTENDERS, DEVICE, IGNORED, Loss, Tensors, errors, reference, tensors
+from evidence import DEVICE, QUICK, write
+from rivals import CONTENDERS, IGNORED, Loss, Tensors, errors, reference, tensors
 
 from featkd.distill.runtime import fast_bf16
 from featkd.measure.latency import _rss_bytes
@@ -37,7 +38,6 @@ LEAD = (
     "of one step in a process of its own: `extra_bytes` above inputs and gradients, `step_bytes` with the gradients, "
     "`all_bytes` with the inputs too. Errors are relative to float64. bf16 only where the processor multiplies it fast."
 )
-NAME = "head" if DEVICE == "cpu" else f"head.{torch.cuda.get_device_name().split()[1].lower()}"
 FLOOR, FLOOR_CHUNK = "matrix products", 512
 SMALL, LARGE = 50_257, 151_936
 # (vocabulary, valid tokens): {positions: rounds}. Half masked: who selects no tokens takes twice as long.
@@ -50,7 +50,8 @@ CASES = {
 GROWTH = [8192, 32_768]  # tokens; with few, noise (1 MB) outweighs growth
 DTYPES = ["float32", *(["bfloat16"] if fast_bf16(DEVICE) else [])]
 if DEVICE == "cuda":
-    CASES = {(v, n): {n: 9, 2 * n: 9} for v in (SMALL, LARGE) for n in (8192, 16_384)} | {(SMALL, 32_768): {32_768: 9}}
+    CASES = {(v, n): {n: 5} for v in (SMALL, LARGE) for n in (8192, 16_384, 32_768)}
+    CASES[SMALL, 8192][16_384] = 5
     DTYPES = ["bfloat16"]
 COSTLY = (LARGE, 2048)  # half a minute a step: without those that are slow in all other cells, and without memory
 FAST = ("featkd", "plain", "liger-compiled")
@@ -128,8 +129,12 @@ def ready(given: Tensors, names: Iterable[str]) -> tuple[dict[str, dict[str, Any
             taken, _ = clocked(step, loss, given if contender.compiles or DEVICE == "cuda" else few)
         except (ImportError, RuntimeError) as error:  # also too little memory on an accelerator
             row["note"] = f"cannot run: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            given.x.grad = given.weight.grad = None
+            torch.cuda.empty_cache()
             continue
         losses[name] = loss
+        if DEVICE == "cuda":
+            row |= allocated(loss, given)
         if contender.compiles:
             row["first_call_s"] = taken
     return found, losses
@@ -141,6 +146,8 @@ def _ratio(above: list[float], below: list[float]) -> float:
 
 def memory(name: str, vocabulary: int, tokens: int, dtype: str) -> dict[str, int]:
     """One step in a process of its own; {} where the contender cannot run."""
+    if DEVICE == "cuda":
+        return allocated(CONTENDERS[name].load(), tensors(vocabulary, tokens, tokens, dtype))
     given = {"MALLOC_TRIM_THRESHOLD_": "1048576", "MALLOC_MMAP_THRESHOLD_": "1048576"}
     command = [sys.executable, __file__, name, str(vocabulary), str(tokens), dtype]
     done = subprocess.run(
@@ -157,19 +164,23 @@ def child(name: str, vocabulary: int, tokens: int, dtype: str) -> None:
     for size in (32, 64):  # what libraries take when first used; from two shapes on they compile for any
         step(loss, tensors(256 * size, size, size, dtype))
     given = tensors(vocabulary, tokens, tokens, dtype)
-    outputs = given.x.nbytes + given.weight.nbytes
-    if DEVICE == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step(loss, given)
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        before = _rss_bytes("VmRSS")
-        step(loss, given)
-        peak = _rss_bytes("VmHWM")
-    step_bytes, inputs = peak - before, sum(tensor.nbytes for tensor in given)
-    found = {"extra_bytes": step_bytes - outputs, "step_bytes": step_bytes, "all_bytes": step_bytes + inputs}
-    print(json.dumps(found))
+    before = _rss_bytes("VmRSS")
+    step(loss, given)
+    print(json.dumps(_sizes(_rss_bytes("VmHWM") - before, given)))
+
+
+def allocated(loss: Loss, given: Tensors) -> dict[str, int]:
+    """One step on an accelerator, by its allocator."""
+    given.x.grad = given.weight.grad = None
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step(loss, given)
+    return _sizes(torch.cuda.max_memory_allocated() - before, given)
+
+
+def _sizes(step_bytes: int, given: Tensors) -> dict[str, int]:
+    outputs, inputs = given.x.nbytes + given.weight.nbytes, sum(tensor.nbytes for tensor in given)
+    return {"extra_bytes": step_bytes - outputs, "step_bytes": step_bytes, "all_bytes": step_bytes + inputs}
 
 
 def summarised(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -177,7 +188,11 @@ def summarised(rows: list[dict[str, Any]]) -> dict[str, Any]:
         return [r[key] for r in rows if key in r and r["contender"] in contenders and r["dtype"].startswith(dtype)]
 
     peers = [name for name in CONTENDERS if name != "featkd"]
-    memories = {(r["dtype"], r["vocabulary"], r["valid"], r["contender"]): r for r in rows if "step_bytes" in r}
+    memories = {
+        (r["dtype"], r["vocabulary"], r["valid"], r["contender"]): r
+        for r in rows
+        if "step_bytes" in r and r["positions"] == r["valid"] and r.get("note") != "growth"
+    }
 
     def memory_ratios(key: str, *others: str) -> list[float]:
         return [memories[*case, "featkd"][key] / r[key] for (*case, name), r in memories.items() if name in others]
@@ -188,6 +203,8 @@ def summarised(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "speed_vs_best_peer": min(picked("time_vs_featkd", *peers)),
         "speed_vs_best_peer_bf16": min(picked("time_vs_featkd", *peers, dtype="bf"), default=None),
         "time_vs_matmul_floor_fp32": max((1 / r for r in picked("time_vs_featkd", FLOOR, dtype="fl")), default=None),
+        "speed_vs_liger": min(picked("time_vs_featkd", "liger", "liger-compiled")),
+        "memory_vs_liger": max(memory_ratios("step_bytes", "liger", "liger-compiled"), default=None),
         "memory_vs_plain": max(memory_ratios("step_bytes", "plain")),
         "memory_vs_best_peer": max(memory_ratios("step_bytes", *peers)),
         "memory_vs_plain_with_inputs": max(memory_ratios("all_bytes", "plain")),
@@ -200,24 +217,24 @@ def summarised(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp()  # or its first call would find what an earlier run left
     rows = []
+    for tokens in GROWTH:
+        case = {"dtype": DTYPES[0], "vocabulary": SMALL, "valid": tokens, "positions": tokens, "contender": "featkd"}
+        rows.append(case | {"note": "growth"} | memory("featkd", SMALL, tokens, DTYPES[0]))
     for dtype, ((vocabulary, valid), rounds) in itertools.product(DTYPES, CASES.items()):
         exact = reference(tensors(vocabulary, valid, valid, dtype))
         for positions, number in rounds.items():
             start = time.perf_counter()
-            costly = (vocabulary, valid) == COSTLY
+            costly = (vocabulary, valid) == COSTLY and DEVICE == "cpu"
             found = timed(tensors(vocabulary, valid, positions, dtype), exact, number, FAST if costly else CONTENDERS)
-            torch.cuda.empty_cache()  # for the other processes; does nothing without an accelerator
-            measured = () if costly else ("featkd", "plain") if QUICK else CONTENDERS
+            torch.cuda.empty_cache()  # does nothing without an accelerator
+            measured = () if costly or DEVICE == "cuda" else ("featkd", "plain") if QUICK else CONTENDERS
             for row in found if positions == valid else []:
                 if row["contender"] in measured and row["seconds"]:
                     row |= memory(row["contender"], vocabulary, valid, dtype)
             case = {"dtype": dtype, "vocabulary": vocabulary, "valid": valid, "positions": positions}
             rows += [case | row for row in found]
             print(f"{case}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
-    for tokens in GROWTH:
-        case = {"dtype": DTYPES[0], "vocabulary": SMALL, "valid": tokens, "positions": tokens, "contender": "featkd"}
-        rows.append(case | {"note": "growth"} | memory("featkd", SMALL, tokens, DTYPES[0]))
-    write(NAME, rows, summarised(rows), LEAD)
+            write("head", rows, summarised(rows), LEAD)  # so far: machines are lent, and sessions end
 
 
 if __name__ == "__main__":

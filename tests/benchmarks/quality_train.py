@@ -1,6 +1,7 @@
 """Corpora, the teacher and the students of `quality.py`, trained by featkd's own engine.
 
-The teacher on all cores, once, while the other process waits; students in a process and thread each."""
+The teacher on all cores, or the accelerator, once, while the other process waits; students in a process and thread
+each, on the accelerator where there is one."""
 
 import json
 import os
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from evidence import QUICK
+from evidence import DEVICE, QUICK
 
 from featkd import spec, specfile
 from featkd.data import corpus as corpora
@@ -48,10 +49,22 @@ SETTINGS: dict[str, Any] = {
     "warmup": 0.05,
     "teacher": {"hidden_size": 192, "layers": 6, "heads": 6, "intermediate_size": 512},
     "teacher_tokens": 16_000_000,
+    "teacher_batch": 16,
     "teacher_precision": "auto",  # of a processor that multiplies bf16 fast, bf16; the students are float32
     "teacher_learning_rate": 3e-3,
+    "precision": "fp32",
     "student": {"hidden_size": 96, "layers": 3, "heads": 4, "intermediate_size": 256},
 }
+if DEVICE == "cuda":  # ten times the size
+    SETTINGS |= {"vocabulary": 8192, "block": 256, "batch": 32, "tokens": 2_000_000, "held_out_blocks": 80}
+    SETTINGS |= {"teacher": {"hidden_size": 512, "layers": 8, "heads": 8, "intermediate_size": 1376}}
+    SETTINGS |= {
+        "teacher_tokens": 24_000_000,
+        "teacher_batch": 128,
+        "teacher_learning_rate": 2e-3,
+        "precision": "auto",
+    }
+    SETTINGS |= {"student": {"hidden_size": 256, "layers": 4, "heads": 4, "intermediate_size": 688}}
 if QUICK:
     SETTINGS |= {"vocabulary": 512, "tokens": 20_000, "little_blocks": 32, "held_out_blocks": 16, "examples": 16}
     SETTINGS |= {
@@ -96,12 +109,40 @@ def made_by(settings: dict[str, Any]) -> str:
     return artefact_key(settings, ["data", "models", "align", "distill"], ["torch", "transformers"])[:8]
 
 
+def place() -> Path:
+    """Where what students of these settings need is, or will be."""
+    students = ("student", "tokens", "little", "warm", "precision")
+    return CACHE / made_by({key: value for key, value in SETTINGS.items() if not key.startswith(students)})
+
+
 def prepare() -> Path:
     """A folder with tokenizer, token blocks and tasks per corpus, and one teacher that was trained on all of them."""
-    own = {key: value for key, value in SETTINGS.items() if not key.startswith(("student", "tokens", "little", "warm"))}
-    folder = CACHE / made_by(own)
-    if (folder / "teacher" / "config.json").is_file():
-        return folder
+    own = place()
+    if (own / "teacher" / "config.json").is_file():
+        return own
+    if not (own / "corpora.json").is_file():
+        _texts(own)
+    tokenizer, data = tokens.load_tokenizer(own / "tokenizer"), corpora_of(own)
+    run, start = runtime(spec.Compute(precision=SETTINGS["teacher_precision"])), time.monotonic()
+    together = np.concatenate([np.load(own / name / "train.npy") for name in data], axis=1)
+    valid = np.concatenate([np.load(own / name / "valid.npy") for name in data], axis=1)
+    told(f"{ {name: int(np.load(own / name / 'train.npy').shape[1]) for name in data} } training blocks")
+    torch.manual_seed(0)
+    config = llama_config(Shape(**SETTINGS["teacher"]), len(tokenizer), SETTINGS["block"], tokenizer.eos_token_id)
+    training = Optimisation(
+        tokens=SETTINGS["teacher_tokens"],
+        batch_size=SETTINGS["teacher_batch"],
+        learning_rate=SETTINGS["teacher_learning_rate"],
+    )
+    learner = Learner("teacher", _model(config), 0, None, training)
+    engine.train([learner], None, together, valid, run, _now_and_then)
+    learner.model.save_pretrained(own / "teacher")
+    told(f"teacher in {time.monotonic() - start:.0f} s, validation loss {learner.curve[-1]['validation_loss']:.3f}")
+    return own
+
+
+def _texts(folder: Path) -> None:
+    """Documents, tokenizer, token blocks and tasks."""
     folder.mkdir(parents=True, exist_ok=True)
     data = _data()
     for name, section in data.items():
@@ -111,20 +152,11 @@ def prepare() -> Path:
     tokenizer = tokens.load_tokenizer(folder / "tokenizer")
     for name, section in data.items():
         _blocks(folder / name, tokenizer, section)
-    run, start = runtime(spec.Compute(precision=SETTINGS["teacher_precision"])), time.monotonic()
-    together = np.concatenate([np.load(folder / name / "train.npy") for name in data], axis=1)
-    valid = np.concatenate([np.load(folder / name / "valid.npy") for name in data], axis=1)
-    told(f"{ {name: int(np.load(folder / name / 'train.npy').shape[1]) for name in data} } training blocks")
-    torch.manual_seed(0)
-    config = llama_config(Shape(**SETTINGS["teacher"]), len(tokenizer), SETTINGS["block"], tokenizer.eos_token_id)
-    training = Optimisation(
-        tokens=SETTINGS["teacher_tokens"], batch_size=16, learning_rate=SETTINGS["teacher_learning_rate"]
-    )
-    learner = Learner("teacher", _model(config), 0, None, training)
-    engine.train([learner], None, together, valid, run, _now_and_then)
-    learner.model.save_pretrained(folder / "teacher")
-    told(f"teacher in {time.monotonic() - start:.0f} s, validation loss {learner.curve[-1]['validation_loss']:.3f}")
-    return folder
+    (folder / "corpora.json").write_text(json.dumps(list(data)))
+
+
+def corpora_of(folder: Path) -> list[str]:
+    return json.loads((folder / "corpora.json").read_text())
 
 
 def _now_and_then(step: int, steps: int, loss: float, tokens_per_s: float, **_: Any) -> None:
@@ -176,7 +208,7 @@ def job(setting: str, corpus: str, seed: int, trials: list[Trial]) -> list[dict[
     from transformers import AutoModelForCausalLM, logging
 
     logging.disable_progress_bar()
-    folder, run = prepare(), runtime(spec.Compute(threads=1, precision="fp32"))
+    folder, run = prepare(), runtime(spec.Compute(threads=1, precision=SETTINGS["precision"]))
     teacher = AutoModelForCausalLM.from_pretrained(folder / "teacher")
     blocks = np.load(folder / corpus / "train.npy")
     order = np.random.default_rng(seed).permutation(blocks.shape[1])
@@ -188,7 +220,9 @@ def job(setting: str, corpus: str, seed: int, trials: list[Trial]) -> list[dict[
     valid = np.load(folder / corpus / "valid.npy")[:, :16]
     engine.train(learners, teacher, blocks, valid, run, lambda **fields: None)
     confirming = corpus != SEARCHED
-    elsewhere = [name for name in _data() if name != corpus] if confirming and setting == "random_init" else []
+    elsewhere = (
+        [name for name in corpora_of(folder) if name != corpus] if confirming and setting == "random_init" else []
+    )
     rows = []
     for trial, learner in zip(trials, learners, strict=True):
         row = {"trial": trial.key(), "setting": setting, "corpus": corpus, "seed": seed}
@@ -203,9 +237,9 @@ def of_teacher() -> dict[str, float]:
     """The teacher's held-out perplexity on every corpus."""
     from transformers import AutoModelForCausalLM
 
-    folder, run = prepare(), runtime(spec.Compute(threads=1, precision="fp32"))
-    teacher = AutoModelForCausalLM.from_pretrained(folder / "teacher")
-    sums = {name: np.sum(held_out(teacher, folder / name, run), axis=0) for name in _data()}
+    folder, run = prepare(), runtime(spec.Compute(threads=1, precision=SETTINGS["precision"]))
+    teacher = AutoModelForCausalLM.from_pretrained(folder / "teacher").to(run.device)
+    sums = {name: np.sum(held_out(teacher, folder / name, run), axis=0) for name in corpora_of(folder)}
     return {name: float(np.exp(nats / count)) for name, (nats, count) in sums.items()}
 
 
@@ -214,36 +248,47 @@ def held_out(model: Any, corpus: Path, run: Runtime) -> list[list[float]]:
     return block_losses(Forward(model), np.load(corpus / "test.npy"), run, 16).tolist()
 
 
-@torch.no_grad()
 def continuation(model: Any, folder: Path, corpus: str) -> list[int]:
     """Whether the true passage is the one that its context makes likeliest, compared with no context (0 or 1 each)."""
     tokenizer, end = tokens.load_tokenizer(folder / "tokenizer"), 0
+    lines = (folder / corpus / "heldout_continuation.jsonl").read_text().splitlines()
+    examples = [json.loads(line) for line in lines]
+    pairs = tokens.encode_pairs(tokenizer, [(one["context"], choice) for one in examples for choice in one["choices"]])
+    scores = _log_likelihoods(model, pairs) - _log_likelihoods(model, [([end], text) for _, text in pairs])
+    chosen = scores.reshape(len(examples), -1).argmax(1)
+    return [int(choice == one["gold"]) for choice, one in zip(chosen, examples, strict=True)]
+
+
+@torch.no_grad()
+def _log_likelihoods(model: Any, pairs: list[tuple[list[int], list[int]]]) -> np.ndarray:
+    """Of each text behind its context [pairs]."""
     model.eval()
-    found = []
-    for line in (folder / corpus / "heldout_continuation.jsonl").read_text().splitlines():
-        example = json.loads(line)
-        pairs = tokens.encode_pairs(tokenizer, [(example["context"], choice) for choice in example["choices"]])
-        scores = [_log_likelihood(model, c, t) - _log_likelihood(model, [end], t) for c, t in pairs]
-        found.append(int(int(np.argmax(scores)) == example["gold"]))
+    found = np.zeros(len(pairs))
+    longest_first = sorted(range(len(pairs)), key=lambda number: -sum(map(len, pairs[number])))
+    for start in range(0, len(pairs), 32):
+        chosen = longest_first[start : start + 32]
+        rows = [torch.tensor([*pairs[n][0], *pairs[n][1]][-SETTINGS["block"] :]) for n in chosen]
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
+        logits = model(input_ids=ids, use_cache=False).logits
+        for number, row, its in zip(chosen, rows, logits, strict=True):
+            length = len(pairs[number][1])
+            its = its[len(row) - length - 1 : len(row) - 1].log_softmax(-1)
+            found[number] = its.gather(-1, row[-length:, None].to(its.device)).sum()
     return found
 
 
-def _log_likelihood(model: Any, context: list[int], text: list[int]) -> float:
-    ids = torch.tensor([[*context, *text]])[:, -SETTINGS["block"] :]
-    logits = model(input_ids=ids, use_cache=False).logits[0, -len(text) - 1 : -1]
-    return float(logits.log_softmax(-1).gather(-1, ids[0, -len(text) :, None]).sum())
-
-
 def alone_s(trial: Trial) -> float:
-    """Processor seconds of the arm's training alone, a tenth of its length, the teacher's pass included."""
+    """Seconds of the arm's training alone, a tenth of its length, the teacher's pass included: of the processor, or
+    on an accelerator by the clock."""
     from transformers import AutoModelForCausalLM, logging
 
     logging.disable_progress_bar()
-    folder, run = prepare(), runtime(spec.Compute(threads=1, precision="fp32"))
+    folder, run = prepare(), runtime(spec.Compute(threads=1, precision=SETTINGS["precision"]))
     teacher = AutoModelForCausalLM.from_pretrained(folder / "teacher")
     blocks = np.load(folder / SEARCHED / "train.npy")
     student = students.build(SIZES["random_init"], teacher, 0)[0]
     learner = Learner("alone", student, 0, trial.recipe(), trial._replace(longer=0.1 * trial.longer).optimisation())
-    start = time.process_time()
+    clock = time.process_time if run.device == "cpu" else run.clock
+    start = clock()
     engine.train([learner], teacher, blocks, blocks[:, :1], run, lambda **fields: None)
-    return time.process_time() - start
+    return clock() - start

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from evidence import DEVICE
 
 IGNORED, SEED = -100, 0
 STUDENT, TEACHER = 512, 1024
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Tensors(NamedTuple):
