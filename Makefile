@@ -6,6 +6,7 @@
 #                       rivals, in a .venv-bench of their own
 # make bench-quality   what distillation and feature alignment are worth: a search and its confirmation, some hours
 #                      ONLY=random_init, copied_init or little_data: that setting alone
+# make bench-deploy   decoding, lm-eval and the latency tool beside their rivals; onnxruntime-genai in a .venv-genai
 # make bench-norms   the form of the norm term: a search of about half an hour
 SHELL := /bin/bash
 BIN := .venv/bin
@@ -14,7 +15,7 @@ PIP_OPTIONS ?=
 UV := uv==0.13.9
 LOCK := --universal --no-header --no-annotate pyproject.toml
 
-.PHONY: poc test test-slow ui bench-arms bench-engine bench-features bench-head bench-norms bench-quality bench-scale lint lock clean
+.PHONY: poc test test-slow ui bench-arms bench-deploy bench-engine bench-features bench-head bench-norms bench-quality bench-scale lint lock clean
 .DEFAULT_GOAL := poc
 
 poc: .venv/.installed
@@ -44,6 +45,9 @@ bench-scale: .venv/.installed
 bench-arms: .venv/.installed
 	@$(BIN)/python tests/benchmarks/arms.py
 
+bench-deploy: .venv/.installed .venv-genai/.installed
+	@$(BIN)/python tests/benchmarks/deploy.py
+
 bench-head: .venv-bench/.installed
 	@.venv-bench/bin/python tests/benchmarks/head.py
 
@@ -60,15 +64,17 @@ lock: .venv/.installed
 	$(BIN)/uv pip compile $(LOCK) --extra bench -c constraints.txt -o tests/benchmarks/constraints.txt
 
 clean:
-	rm -rf .venv .venv-bench *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-bench .venv-genai *.egg-info .pytest_cache .ruff_cache .import_linter_cache
 
 # Rivals are pinned to what fits the product's pins (make lock): they never decide them.
 .venv/.installed: INSTALL = -c constraints.txt -e '.[dev]'
 .venv-bench/.installed: INSTALL = -c tests/benchmarks/constraints.txt -e '.[bench]'
 .venv-bench/.installed: tests/benchmarks/constraints.txt
+# onnxruntime-genai brings the CPU's onnxruntime, which keeps no house with onnxruntime-gpu; its builder wants the rest.
+.venv-genai/.installed: INSTALL = -c constraints.txt onnxruntime-genai==0.18.0 onnxruntime==1.31.1 torch transformers onnx onnx-ir
 
 # Everything goes to stderr: the last line on stdout is the JSON document of the command that wanted the folder.
-.venv/.installed .venv-bench/.installed: pyproject.toml constraints.txt
+.venv/.installed .venv-bench/.installed .venv-genai/.installed: pyproject.toml constraints.txt
 	@exec 1>&2; \
 	for python in python3.13 python3.12 python3.11 python3.14 python3; do \
 	    if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null; then \

@@ -37,7 +37,7 @@ def build(
 ) -> dict[str, Any]:
     """Write the tasks that `quality.tasks` names with the prefix heldout_. `window`: the models' positions.
 
-    Returns {"chance": {task: value}, "examples": {task: n}, "probe": token ids for the parity check}.
+    Returns {"chance": {task: value}, "examples": {task: n}}. Also writes probe.json: token ids for the parity check.
     Raises InputError when the held-out documents do not give enough examples.
     """
     rows = documents(corpus, "test")

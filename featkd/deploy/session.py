@@ -52,14 +52,15 @@ class OnnxModel(Description):
         folder: holds model.onnx, model.onnx.data and config.json.
         threads: CPU threads of one operator; always set, for ONNX Runtime counts the machine's cores, not ours.
         device: "cpu" or "cuda". There is no silent fall-back: InputError if the provider is not there.
+        spin: threads wait busily for the next operator, which spares microseconds; not where others work in between.
 
     Raises InputError (no such folder or provider) and RunError (the file does not load).
     """
 
-    def __init__(self, folder: Path, threads: int, device: Literal["cpu", "cuda"] = "cpu"):
+    def __init__(self, folder: Path, threads: int, device: Literal["cpu", "cuda"] = "cpu", spin: bool = True):
         super().__init__(folder)
         self.threads, self.device = threads, device
-        self.session = open_session(self.folder / FILE, threads, device)
+        self.session = open_session(self.folder / FILE, threads, device, spin)
         self.provider = self.session.get_providers()[0]
         inputs = {value.name: value for value in self.session.get_inputs()}
         outputs = [value.name for value in self.session.get_outputs()]
@@ -149,7 +150,7 @@ def positions(attention_mask: np.ndarray) -> np.ndarray:
     return np.maximum(np.cumsum(attention_mask, axis=1) - 1, 0)
 
 
-def open_session(path: Path, threads: int, device: str) -> Any:
+def open_session(path: Path, threads: int, device: str, spin: bool = True) -> Any:
     import onnxruntime
 
     wanted = PROVIDERS.get(device)
@@ -162,6 +163,7 @@ def open_session(path: Path, threads: int, device: str) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=[wanted])
     except Exception as error:

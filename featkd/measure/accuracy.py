@@ -70,7 +70,7 @@ def evaluate(
 
         manager = _manager(names, include)
         tokenizer = AutoTokenizer.from_pretrained(onnx_dir, local_files_only=True)
-        model = OnnxLM(OnnxModel(onnx_dir, threads, device), tokenizer, batch_size)
+        model = OnnxLM(OnnxModel(onnx_dir, threads, device, spin=False), tokenizer, batch_size)
         try:
             # lm-eval asks git for the working folder's commit; outside a repository git complains on the terminal
             with mock.patch("lm_eval.evaluator.get_git_commit_hash", return_value=None):
