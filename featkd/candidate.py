@@ -73,6 +73,9 @@ class Latency(Part):
     prefill_tokens_per_s: Interval | None = None
     ttft_speedup: Interval | None = Field(None, description="Teacher's time over the candidate's, round by round.")
     decode_speedup: Interval | None = Field(None, description="Candidate's rate over the teacher's, round by round.")
+    rounds_needed: int | None = Field(
+        None, description="Rounds that would bring decode_speedup's interval to 5 %, if it is wider than that."
+    )
     generations: int = 0
     ttft_ms_quantiles: dict[str, float] = Field(default_factory=dict, description="p50, p90.")
     raw_ttft_ms: list[float] = Field(default_factory=list)
@@ -85,6 +88,7 @@ class Memory(Part):
     rss_above_import_bytes: Interval | None = Field(None, description="The same less the bare runtime.")
     rss_ratio: Interval | None = Field(None, description="Candidate's peak over the teacher's.")
     file_bytes: int | None = Field(None, description="The ONNX files: weights and both graphs.")
+    cache_bytes_per_token: int | None = Field(None, description="KV cache: keys and values of a token, all layers.")
 
 
 class Roi(Part):
@@ -117,7 +121,8 @@ class Decision(Part):
     verdict: Verdict | None = None
     why: str | None = Field(
         None,
-        description="Code: gates, no-gates, no-blocking-gates, baseline, parity-failed, not-run, teacher-inadequate, "
+        description="Code: gates, no-gates, no-blocking-gates, baseline, parity-failed, export-failed, not-run, "
+        "teacher-inadequate, "
         "no-control (the plain fine-tuned student was not measured).",
     )
     gates: list[GateOutcome] = Field(default_factory=list)
@@ -196,6 +201,7 @@ class Candidate(Part):
     artefact: str | None = Field(None, description="Digest of the shipped ONNX folder.")
     training: Training | None = None
     parity: Parity | None = None
+    failure: str | None = Field(None, description="Why it could not be exported, in one line.")
     quality: Quality
     fidelity: Fidelity
     guardrails: Guardrails

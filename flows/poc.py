@@ -80,9 +80,17 @@ class Poc:
         found = self.evidence[name]
         for seed, model in models.items():
             label = name if len(models) == 1 else f"{name} seed {seed}"
-            onnx, parity = deploy.export(self.context, label, model, self.tasks, found.precision)
-            self.onnx[_place(found, seed)] = onnx
             ships = seed == next(iter(models))
+            try:
+                onnx, parity = deploy.export(self.context, label, model, self.tasks, found.precision)
+            except RunError as error:
+                if found.arm == "teacher":
+                    raise
+                say(f"{error}; the other candidates go on")
+                if ships:
+                    found.why, found.failure = "export-failed", str(error)
+                continue
+            self.onnx[_place(found, seed)] = onnx
             if ships:
                 found.training, found.parity, found.artefact = model.training, parity, onnx.key
             if not parity.passed:

@@ -16,12 +16,14 @@ def stated(result: Result, t: Text) -> list[str]:
     measured = any(c.latency.generations for c in result.candidates.values())
     priced = any(c.roi.monthly_cost_usd for c in result.candidates.values())
     trainings = len(spec.get("seeds") or [0])
+    rounds = max((c.latency.rounds_needed or 0 for c in result.candidates.values()), default=0)
     lengths = _lengths(spec)
     known = [
         (bool(scores), "sampling", {"examples": f"{min((s.examples for s in scores), default=0):,}"}),
         (trainings == 1, "one_seed", {}),
         (trainings > 1, "several_seeds", {"trainings": trainings}),
         (measured, "hardware", {}),
+        (rounds > 0, "rounds", {"rounds": rounds}),
         (priced and lengths is not None, "lengths", lengths or {}),
         (priced, "teacher_price", {}),
         (any(c.roi.monthly_saving_usd for c in result.candidates.values()), "money_interval", {}),

@@ -13,7 +13,8 @@ SIDE_BY_SIDE = (("logit-kd", "sft"), ("feature-kd", "sft"), ("feature-kd", "logi
 
 @dataclass
 class Evidence:
-    """What is known of one candidate. `why` is a code for what is missing: parity-failed, teacher-inadequate.
+    """What is known of one candidate. `why` is a code for what is missing: parity-failed, export-failed,
+    teacher-inadequate; `failure` is what went wrong, in one line.
 
     samples: per-example scores of the seed that ships (featkd.measure.accuracy); replicates: of every seed.
     latency: raw timings (featkd.measure.latency).
@@ -31,6 +32,7 @@ class Evidence:
     replicates: dict[str, Any] = field(default_factory=dict)
     latency: dict[str, Any] | None = None
     why: str = "not-run"
+    failure: str | None = None
 
 
 def scores(samples: Any, teacher: Any, chance: dict[str, float]) -> dict[str, result.Score]:
@@ -104,7 +106,7 @@ def _candidate(
     elif adequacy.action == "stopped":
         decision = result.Decision(verdict="inconclusive", why="teacher-inadequate")
     elif found.samples is None:
-        verdict = "no-go" if found.why == "parity-failed" else "inconclusive"
+        verdict = "no-go" if found.why in ("parity-failed", "export-failed") else "inconclusive"
         decision = result.Decision(verdict=verdict, why=found.why)
     else:
         decision = gates.decide(poc.gates, quality, agreement, speed, memory, money)
@@ -119,6 +121,7 @@ def _candidate(
         artefact=found.artefact,
         training=found.training,
         parity=found.parity,
+        failure=found.failure,
         quality=quality,
         fidelity=agreement,
         guardrails=result.Guardrails(why="guardrails-not-built"),

@@ -51,6 +51,7 @@ class Generator(Description):
         self.threads = threads
         self._steps = _Fused(self.folder, threads) if self.graph == "fused" else _General(self.folder, threads, device)
         self.provider = self._steps.session.get_providers()[0]
+        self.cache_bytes_per_token = _cache_bytes(self._steps.session)
 
     def generate(self, prompt_ids: list[int], new_tokens: int) -> tuple[list[int], float, float]:
         """Greedy continuation of one prompt; the end token is ignored, so every model does the same work.
@@ -192,6 +193,12 @@ class _General:
             self.session.run_with_iobinding(binding)
         logits, *self._past = binding.get_outputs()
         return logits.numpy()[:, -1]
+
+
+def _cache_bytes(session: Any) -> int:
+    """What a token of one text takes in the KV cache: keys and values of all layers."""
+    past = [value for value in session.get_inputs() if value.name.startswith(PAST)]
+    return sum(value.shape[1] * value.shape[3] * (2 if "float16" in value.type else 4) for value in past)
 
 
 def _drawer(sampling: Sampling) -> Any:

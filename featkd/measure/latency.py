@@ -9,6 +9,7 @@ Time to first token: from the call, prompt already tokenised, to the first token
 over their time, batch 1, greedy, the end token ignored, so that every model does the same work.
 """
 
+import itertools
 import os
 import queue
 import re
@@ -27,6 +28,7 @@ if TYPE_CHECKING:  # pydantic stays out of the measured process
 
 Raw = dict[str, Any]
 LEVEL = 0.95
+PRECISE = 0.05  # what a speed-up is to be known to
 PAUSE_S = 0.05  # between turns: the threads of ONNX Runtime spin for a while after their work
 LOADED = 1.5  # memory of a loaded model over its files, roughly
 
@@ -47,8 +49,8 @@ def measure(
         threads: CPU threads. device: cpu or cuda.
         on_round: called with (name, round) before each process.
 
-    Returns {name: {provider, threads, prompt_tokens, new_tokens, in_turns, file_bytes, rounds: [{ttft_ms: [repeats],
-    decode_tokens_per_s: [repeats], load_s, import_rss_bytes, peak_rss_bytes}]}}, plain JSON values.
+    Returns {name: {provider, threads, prompt_tokens, new_tokens, in_turns, file_bytes, cache_bytes_per_token, rounds:
+    [{ttft_ms: [repeats], decode_tokens_per_s: [repeats], load_s, import_rss_bytes, peak_rss_bytes}]}}, plain JSON.
     Raises InputError (the prompt is too short or too long) and RunError (a process died).
     """
     from featkd import environment
@@ -86,6 +88,7 @@ def measure(
             "new_tokens": latency.new_tokens,
             "in_turns": together,
             "file_bytes": sizes[name],
+            "cache_bytes_per_token": done[0]["cache_bytes_per_token"],
             "rounds": done,
         }
         for name, done in rounds.items()
@@ -148,13 +151,15 @@ def summarise(raw: Raw, teacher_raw: Raw | None) -> tuple["result.Latency", "res
     peak = _table(raw, "peak_rss_bytes")
     above = np.maximum(peak - _table(raw, "import_rss_bytes"), 1)  # a logarithm is taken
     base = teacher_raw
+    decode_speedup = _interval(rate, _table(base, "decode_tokens_per_s")) if base else None
     latency = Latency(
         provider=raw["provider"],
         ttft_ms=_interval(ttft),
         decode_tokens_per_s=_interval(rate),
         prefill_tokens_per_s=_interval(1e3 * raw["prompt_tokens"] / ttft),
         ttft_speedup=_interval(_table(base, "ttft_ms"), ttft) if base else None,
-        decode_speedup=_interval(rate, _table(base, "decode_tokens_per_s")) if base else None,
+        decode_speedup=decode_speedup,
+        rounds_needed=_rounds_needed(decode_speedup, len(rate)) if decode_speedup else None,
         generations=ttft.size,
         ttft_ms_quantiles={"p50": float(np.quantile(ttft, 0.5)), "p90": float(np.quantile(ttft, 0.9))},
         raw_ttft_ms=[float(value) for value in ttft.ravel()],
@@ -165,6 +170,7 @@ def summarise(raw: Raw, teacher_raw: Raw | None) -> tuple["result.Latency", "res
         rss_above_import_bytes=_interval(above),
         rss_ratio=_interval(peak, _table(base, "peak_rss_bytes")) if base else None,
         file_bytes=raw["file_bytes"],
+        cache_bytes_per_token=raw["cache_bytes_per_token"],
     )
     return latency, memory
 
@@ -193,6 +199,22 @@ def _interval(table: Any, over: Any = None) -> "result.Interval":
         return Interval(value=float(np.exp(mean)))
     half = t.ppf((1 + LEVEL) / 2, rounds - 1) * logs.std(ddof=1) / np.sqrt(rounds)
     return Interval(value=float(np.exp(mean)), low=float(np.exp(mean - half)), high=float(np.exp(mean + half)))
+
+
+def _rounds_needed(found: "result.Interval", rounds: int) -> int | None:
+    """How many would bring the interval to `PRECISE` on both sides, at the spread that these rounds had."""
+    import math
+
+    from scipy.stats import t
+
+    if found.low is None or found.low == found.high or found.high / found.value <= 1 + PRECISE:
+        return None
+
+    def width(of: float) -> float:
+        return float(t.ppf((1 + LEVEL) / 2, of - 1)) / math.sqrt(of)
+
+    spread = math.log(found.high / found.value) / width(rounds)
+    return next(n for n in itertools.count(rounds + 1) if spread * width(n) <= math.log1p(PRECISE))
 
 
 def _child(job: dict[str, Any], emit: Callable[..., None]) -> Raw:
@@ -226,6 +248,7 @@ def _child(job: dict[str, Any], emit: Callable[..., None]) -> Raw:
         "import_rss_bytes": import_rss_bytes,
         "peak_rss_bytes": _rss_bytes("VmHWM"),
         "provider": model.provider,
+        "cache_bytes_per_token": model.cache_bytes_per_token,
         "threads": model.threads,
     }
 

@@ -184,29 +184,58 @@ class OnnxLM(TemplateLM):
             yield batch
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Greedy continuations up to a stop string or an end token, one request at a time.
+        """Greedy continuations up to a stop string or an end token, `batch_size` side by side.
 
         End tokens are the tokenizer's and those of the model's generation_config. Raises InputError for sampling.
         """
-        return [self._generate(*request.args) for request in requests]
+        wanted = [self._wanted(*request.args) for request in requests]
+        lengths: dict[int, list[int]] = defaultdict(list)  # prompt and new tokens fit together where these agree
+        for index, one in enumerate(wanted):
+            lengths[one.new_tokens].append(index)
+        found = [""] * len(wanted)
+        for indices in lengths.values():
+            indices.sort(key=lambda index: -len(wanted[index].prompt))
+            for start in range(0, len(indices), self.batch_size):
+                batch = indices[start : start + self.batch_size]
+                for index, text in zip(batch, self._continued([wanted[index] for index in batch]), strict=True):
+                    found[index] = text
+        return found
 
-    def _generate(self, context: str, gen_kwargs: dict[str, Any]) -> str:
+    def _wanted(self, context: str, gen_kwargs: dict[str, Any]) -> "_Wanted":
         kwargs = normalize_gen_kwargs(gen_kwargs, MAX_NEW_TOKENS)
         if kwargs.get("do_sample"):
             raise InputError("quality.tasks: the task samples (do_sample: true); only greedy generation is measured")
         stops = handle_stop_sequences(kwargs["until"], eos=self.tokenizer.decode(self.eot_token_id))
         new_tokens = min(kwargs["max_gen_toks"], max(1, self.max_length // 2))
         prompt = self.tok_encode(context)[-(self.max_length - new_tokens) :]
+        return _Wanted(prompt, [stop for stop in stops if stop], new_tokens)
+
+    def _continued(self, batch: list["_Wanted"]) -> list[str]:
+        tokens: list[list[int]] = [[] for _ in batch]
+        going = set(range(len(batch)))
         ends = self.model.end_tokens | {self.eot_token_id}
-        tokens: list[int] = []
-        for token in self._generator.stream(prompt, new_tokens):
-            tokens.append(token)
-            text = self.tokenizer.decode(tokens[-32:])
-            if token in ends or any(stop and stop in text for stop in stops):
+        for drawn in self._generator.batch([one.prompt for one in batch], batch[0].new_tokens):
+            for row in sorted(going):
+                tokens[row].append(drawn[row])
+                text = self.tokenizer.decode(tokens[row][-32:])
+                if drawn[row] in ends or any(stop in text for stop in batch[row].stops):
+                    going.remove(row)
+            if not going:
                 break
-        self.tokens_run += len(prompt) + len(tokens)
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        return postprocess_generated_text(text, stop=stops, think_end_token=None)
+        self.tokens_run += sum(map(len, tokens)) + sum(len(one.prompt) for one in batch)
+        texts = (self.tokenizer.decode(row, skip_special_tokens=True) for row in tokens)
+        return [
+            postprocess_generated_text(text, stop=one.stops, think_end_token=None)
+            for text, one in zip(texts, batch, strict=True)
+        ]
+
+
+class _Wanted(NamedTuple):
+    """What a request for a text comes to, in tokens; stops are the strings that end it."""
+
+    prompt: list[int]
+    stops: list[str]
+    new_tokens: int
 
 
 class _Judged(NamedTuple):

@@ -49,12 +49,13 @@ def evidence(**students):
     ]
 
 
-def test_a_candidate_whose_parity_failed_is_a_no_go_that_says_so():
-    rows = evidence(sft={"samples": samples(0.8)}, **{"logit-kd": {"why": "parity-failed"}})
+@pytest.mark.parametrize("why", ["parity-failed", "export-failed"])
+def test_a_candidate_that_cannot_be_shipped_is_a_no_go_that_says_so(why):
+    rows = evidence(sft={"samples": samples(0.8)}, **{"logit-kd": {"why": why, "failure": "the reason"}})
     found = assemble.candidates(POC, rows, CHANCE, ADEQUATE)
     failed = found["logit-kd"]
-    assert (failed.verdict.verdict, failed.verdict.why) == ("no-go", "parity-failed")
-    assert failed.quality.why == failed.latency.why == failed.roi.why == "parity-failed"
+    assert (failed.verdict.verdict, failed.verdict.why, failed.failure) == ("no-go", why, "the reason")
+    assert failed.quality.why == failed.latency.why == failed.roi.why == why
     assert found["sft"].verdict.verdict == "go"
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from featkd import specfile
-from featkd.errors import InputError
+from featkd.errors import InputError, RunError
 from flows import poc
 from tasks.context import Context
 
@@ -64,6 +64,32 @@ def test_tasks_that_cannot_be_built_are_told_before_a_teacher_is_trained(tmp_pat
     monkeypatch.setattr(poc.train, "trained_teacher", lambda *arguments: pytest.fail("trained first"))
     with pytest.raises(InputError, match="too few"):
         found.prepare()
+
+
+def test_an_export_that_fails_stops_its_candidate_alone(tmp_path, monkeypatch):
+    found, model = work(tmp_path), SimpleNamespace(training="trained")
+    done = artefact(tmp_path)
+
+    def export(context, label, model, tasks, precision):
+        if label in ("sft-m-fp32", "teacher"):
+            raise RunError("an operator that ONNX does not know")
+        return done, SimpleNamespace(passed=True)
+
+    monkeypatch.setattr(poc.deploy, "export", export)
+    monkeypatch.setattr(poc.measure, "accuracy", lambda *arguments: "measured")
+    monkeypatch.setattr(poc, "_samples", lambda accuracy: "samples")
+    found.tasks = done
+    for name in ("sft-m-fp32", "sft-s-fp32"):
+        found.measure_quality(name, {0: model})
+    failed, other = found.evidence["sft-m-fp32"], found.evidence["sft-s-fp32"]
+    assert (failed.why, failed.failure, failed.samples) == (
+        "export-failed",
+        "an operator that ONNX does not know",
+        None,
+    )
+    assert other.samples == "samples"
+    with pytest.raises(RunError, match="operator"):
+        found.measure_quality("teacher", {None: model})
 
 
 @pytest.mark.parametrize(("largest", "probe"), [(10, 3), (7, 10)], ids=["blocks", "probe"])

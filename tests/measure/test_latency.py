@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+from scipy.stats import t
 
 from featkd import environment, spec
 from featkd.errors import InputError
@@ -31,6 +32,7 @@ def test_raw_values_of_real_processes(raw, exported):
     for name, kind in (("teacher", "llama"), ("student", "gpt2")):
         assert done[name]["provider"] == "CPUExecutionProvider" and done[name]["threads"] == 1
         assert done[name]["file_bytes"] == sum(file.stat().st_size for file in exported(kind).onnx.glob("*.onnx*"))
+        assert done[name]["cache_bytes_per_token"] == {"llama": 2 * 2 * 2 * 8 * 4, "gpt2": 2 * 2 * 32 * 4}[kind]
         assert len(done[name]["rounds"]) == 2
         for one in done[name]["rounds"]:
             assert len(one["ttft_ms"]) == len(one["decode_tokens_per_s"]) == 3
@@ -64,7 +66,7 @@ def test_a_change_of_pace_within_a_round_cancels():
         pace = np.array([1.0, 1.0, 1.0, 1.5, 1.5, 1.5, 1.5, 1.0, 1.5, 1.0])
         rounds = [{"ttft_ms": list(ms * np.roll(pace, 3 * turn)), "decode_tokens_per_s": [1.0] * 10,
                    "peak_rss_bytes": 1.0, "import_rss_bytes": 0.0} for turn in range(4)]  # fmt: skip
-        return {"provider": "x", "prompt_tokens": 8, "file_bytes": 1, "rounds": rounds}
+        return {"provider": "x", "prompt_tokens": 8, "file_bytes": 1, "cache_bytes_per_token": 8, "rounds": rounds}
 
     times = latency.summarise(paced(2.0), paced(6.0))[0]
     assert times.ttft_speedup.value == pytest.approx(3.0)
@@ -100,11 +102,28 @@ def test_without_spread_between_rounds_there_are_no_bounds():
         assert same.low is None and same.high is None
 
 
+@pytest.mark.parametrize("spread", [0.01, 0.1, 0.3])
+def test_it_says_how_many_rounds_a_speed_up_needs(spread):
+    ratios = 2 * np.exp(spread * np.array([-1.0, 0.5, 0.0, 1.0, -0.5]))
+    raw = [
+        {"provider": "x", "prompt_tokens": 8, "file_bytes": 1, "cache_bytes_per_token": 8,
+         "rounds": [{"ttft_ms": [1.0], "decode_tokens_per_s": [rate], "peak_rss_bytes": 1.0, "import_rss_bytes": 0.0}
+                    for rate in rates]}
+        for rates in (ratios, np.ones(5))
+    ]  # fmt: skip
+    found = latency.summarise(*raw)[0]
+    deviation = np.log(ratios).std(ddof=1)
+    half = {n: t.ppf(0.975, n - 1) * deviation / np.sqrt(n) for n in range(2, 1000)}
+    enough = next(n for n in half if half[n] <= np.log(1.05))
+    assert found.rounds_needed == (enough if enough > 5 else None)
+    assert (found.rounds_needed is None) == (spread == 0.01)
+
+
 def made(ms, drift, rng):
     """Raw values of a model that takes `ms` to its first token, each round slowed by its drift."""
     rounds = [{"ttft_ms": list(ms * slow * rng.normal(1, 0.02, 20)), "decode_tokens_per_s": [10 / ms] * 20,
                "peak_rss_bytes": 1e6 * ms, "import_rss_bytes": 1e6} for slow in drift]  # fmt: skip
-    return {"provider": "x", "prompt_tokens": 8, "file_bytes": 1, "rounds": rounds}
+    return {"provider": "x", "prompt_tokens": 8, "file_bytes": 1, "cache_bytes_per_token": 8, "rounds": rounds}
 
 
 def test_bad_input_is_told_in_one_line(exported, tmp_path):

@@ -115,6 +115,17 @@ def test_generation_ends_where_the_model_says(exported, tmp_path, file):
     assert texts[0] == texts[1] == plain.tokenizer.decode(tokens[: tokens.index(end) + 1])
 
 
+def test_texts_side_by_side_are_what_each_is_alone(exported):
+    model = opened(exported("llama").onnx)
+    requests = [
+        (tiny_models.text(n, 3 + 5 * (n % 4)), {"until": ["the", "dtype"][: n % 3], "max_gen_toks": 6 + 6 * (n % 2)})
+        for n in range(12)
+    ]
+    alone = [asked(model, "generate_until", request)[0] for request in requests]
+    assert asked(model, "generate_until", *requests) == alone
+    assert len({len(text) for text in alone}) > 3
+
+
 def test_a_shared_context_goes_through_the_model_once(exported):
     model, context = opened(exported("llama").onnx), tiny_models.text(0, 30)
     asked(model, "loglikelihood", *[(context, answer) for answer in (" array", " model", " in", " dtype", " list")])

@@ -100,6 +100,7 @@ def candidate(arm: str, size: str = "s", precision: str = "fp32", shrink: float 
         memory=Memory(
             peak_rss_bytes=around((412 if teacher else 266) * 1e6 * shrink, 3.1e6),
             file_bytes=int((61.2e6 if teacher else 22.8e6) * shrink),
+            cache_bytes_per_token=int((16_384 if teacher else 6_144) * shrink),
             rss_above_import_bytes=around((241 if teacher else 95) * 1e6 * shrink, 3.1e6),
             rss_ratio=None if teacher else around(0.646 * shrink, 0.009),
         ),
