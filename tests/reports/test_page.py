@@ -136,7 +136,7 @@ def numbers_of(node) -> list[float]:
 
 def test_every_number_of_the_comparison_is_in_the_result(any_result):
     plain = {x for x in numbers_of(any_result.model_dump(mode="json")) if math.isfinite(x)}
-    known = sorted(x * scale for x in plain for scale in (1, 100, 1e-6))
+    known = sorted(x * scale for x in plain for scale in (1, 100, 1e-3, 1e-6))
     seen = 0
     for row in view.comparison(any_result, text.load("en")).rows:
         for cell in row.cells.values():
