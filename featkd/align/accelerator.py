@@ -4,8 +4,8 @@ import importlib.util
 
 import torch
 
-from featkd.align.output import Head
-from featkd.align.products import add_by_weight, by_states, slices
+from featkd.align.output import Gradients, Head
+from featkd.align.products import slices
 
 BUDGET_BYTES = 1 << 30
 WHOLE = 128  # tokens
@@ -39,21 +39,12 @@ def losses_and_gradients(
 
     tokens, vocabulary, device = len(hidden), len(head.weight), hidden.device
     losses = torch.empty(tokens, dtype=torch.float32, device=device)
-    by_hidden = torch.empty_like(hidden) if wanted[0] else None
-    by_weight = torch.empty(head.weight.shape, dtype=torch.float32, device=device) if wanted[1] else None
-    by_bias = torch.zeros(vocabulary, dtype=torch.float32, device=device) if wanted[2] else None
+    gradients = Gradients(hidden, head, wanted)
     chunk = (budget_bytes or BUDGET_BYTES) // Workspace.bytes_per_token(vocabulary, teacher is not None)
     chunk = min(max(1, chunk // WHOLE) * WHOLE, (2**31 - 1) // vocabulary, tokens)  # offsets of 32 bits
     work = Workspace(chunk, vocabulary, teacher is not None, head.weight.dtype, device)
-    factor = head.scale / tokens
     for rows in slices(tokens, chunk):
-        states = hidden[rows]
         taught = teacher and (teacher[0][rows], teacher[1])
-        losses[rows], gradient = forward_kl(states, head, taught, targets[rows], temperature, ce_weight, work)
-        if by_hidden is not None:
-            by_hidden[rows] = by_states(gradient, head.weight).mul_(factor)
-        if by_weight is not None:
-            add_by_weight(by_weight, gradient, states, factor, first=rows.start == 0)
-        if by_bias is not None:
-            by_bias.add_(gradient.sum(0, dtype=torch.float32), alpha=factor)
-    return losses, by_hidden, by_weight, by_bias
+        losses[rows], gradient = forward_kl(hidden[rows], head, taught, targets[rows], temperature, ce_weight, work)
+        gradients.add(rows, gradient)
+    return losses, *gradients.found

@@ -18,11 +18,11 @@ import torch
 
 from featkd.align import accelerator
 from featkd.align.logits import DIVERGENCES, Softmax, softmax, top_k_and_tail
-from featkd.align.output import Head, RawLogits, cast, own_arithmetic, raw_logits, softcap
-from featkd.align.products import add_by_weight, by_states, held_per_token, logits_type, slices
+from featkd.align.output import Gradients, Head, RawLogits, cast, own_arithmetic, raw_logits, softcap
+from featkd.align.products import held_per_token, logits_type, slices
 from featkd.errors import InputError
 
-BUDGET_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
+BUDGET_BYTES = {"cpu": 64 << 20, "cuda": accelerator.BUDGET_BYTES}
 TILE_BYTES = {"cpu": 1 << 20, "cuda": 64 << 20}
 FEWEST_TOKENS = 128  # whatever the vocabulary: with fewer the matrix products are slow
 WHOLE = 64  # tokens: of no multiple of it the products are up to a fifth slower
@@ -153,9 +153,7 @@ def _chunks(
     """Losses [tokens] and, as `wanted`, the gradients of their mean by states, weight and bias."""
     tokens, vocabulary, device = len(hidden), _vocabulary(hidden, head), hidden.device
     losses = torch.empty(tokens, dtype=torch.float32, device=device)
-    by_hidden = torch.empty_like(hidden) if wanted[0] else None
-    by_weight = torch.empty(head.weight.shape, dtype=torch.float32, device=device) if wanted[1] else None
-    by_bias = torch.zeros(vocabulary, dtype=torch.float32, device=device) if wanted[2] else None
+    gradients = Gradients(hidden, head, wanted)
     tile = max(1, TILE_BYTES[device.type] // (4 * vocabulary))
     online = isinstance(teacher, OnlineTeacher)
     made = online and (teacher.head.weight is not None or teacher.head.scale != objective.temperature)
@@ -167,7 +165,6 @@ def _chunks(
     chunk = max(FEWEST_TOKENS if budget_bytes is None else 1, room // per_token)
     chunk = min(chunk // WHOLE * WHOLE or chunk, tokens)
     buffers = [torch.empty(chunk, vocabulary, dtype=one, device=device) for one in kept]
-    factor = head.scale / tokens
     for rows in slices(tokens, chunk):
         states, following = hidden[rows], targets[rows]
         z = raw_logits(states, head, objective.temperature, following, buffers[0])
@@ -183,13 +180,8 @@ def _chunks(
                 signal = teacher and (teacher.log_p[at], teacher.ids[at])
             losses[at], gradient = _tile(z.tile(part), head.softcap, signal, targets[at], objective)
             z.kept[part] = gradient
-        if by_hidden is not None:
-            by_hidden[rows] = by_states(z.kept, head.weight).mul_(factor)
-        if by_weight is not None:
-            add_by_weight(by_weight, z.kept, states, factor, first=rows.start == 0)
-        if by_bias is not None:
-            by_bias.add_(z.kept.sum(0, dtype=torch.float32), alpha=factor)
-    return losses, by_hidden, by_weight, by_bias
+        gradients.add(rows, z.kept)
+    return losses, *gradients.found
 
 
 def _tile(

@@ -15,7 +15,15 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from featkd.align.products import FAST_BF16, logits_type, one_dnn, shifted_times_transposed, times_transposed
+from featkd.align.products import (
+    FAST_BF16,
+    add_by_weight,
+    by_states,
+    logits_type,
+    one_dnn,
+    shifted_times_transposed,
+    times_transposed,
+)
 
 NEAR = 8.0  # how far above the guess the largest logit may be, which is rounded by 1/64 at most then
 OTHERS, SPREAD = 64, 100  # `_near_the_top` looks at targets of other positions, and at one token in so many
@@ -106,6 +114,30 @@ def _near_the_top(states: torch.Tensor, head: Head, targets: torch.Tensor) -> to
     of_others = (states @ rows.T for rows in (head.weight[targets[:OTHERS]], head.weight[::SPREAD]))
     own = torch.linalg.vecdot(states, head.weight[targets])[:, None]
     return torch.cat([own, *of_others], -1).amax(-1, keepdim=True)
+
+
+class Gradients:
+    """Of the mean loss, from the gradient by raw logits over T, times T, chunk by chunk; those that are `wanted`.
+
+    found: by states [tokens, hidden], in their type, by weight and bias, float32; None where not wanted.
+    """
+
+    def __init__(self, hidden: torch.Tensor, head: Head, wanted: tuple[bool, ...]):
+        self._hidden, self._head, self._factor = hidden, head, head.scale / len(hidden)
+        self.found = (
+            torch.empty_like(hidden) if wanted[0] else None,
+            torch.empty(head.weight.shape, dtype=torch.float32, device=hidden.device) if wanted[1] else None,
+            torch.zeros(head.bias.shape, dtype=torch.float32, device=hidden.device) if wanted[2] else None,
+        )
+
+    def add(self, rows: slice, by_logits: torch.Tensor) -> None:
+        by_hidden, by_weight, by_bias = self.found
+        if by_hidden is not None:
+            by_hidden[rows] = by_states(by_logits, self._head.weight).mul_(self._factor)
+        if by_weight is not None:
+            add_by_weight(by_weight, by_logits, self._hidden[rows], self._factor, first=rows.start == 0)
+        if by_bias is not None:
+            by_bias.add_(by_logits.sum(0, dtype=torch.float32), alpha=self._factor)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import torch
 
 BLOCK = 2048  # rows of W per product on a processor
 PARTS = 8
-WHOLE = 64  # what lengths are a multiple of where an accelerator multiplies fast
+WHOLE = 64  # an accelerator takes five times as long for sums whose length is no multiple of a few
 FAST_BF16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 ONE_DNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
@@ -90,10 +90,7 @@ def by_states(gradient: torch.Tensor, weight: torch.Tensor | None) -> torch.Tens
     if weight is None:
         return gradient
     if gradient.is_cuda:
-        gradient, whole = (
-            gradient.to(weight.dtype),
-            len(weight) // WHOLE * WHOLE,
-        )  # an odd length takes five times as long
+        gradient, whole = gradient.to(weight.dtype), len(weight) // WHOLE * WHOLE
         total = _product(gradient[:, :whole], weight[:whole])
         return total if whole == len(weight) else total.add_(_product(gradient[:, whole:], weight[whole:]))
     if gradient.dtype == weight.dtype and (exact_one_dnn() or weight.dtype == torch.bfloat16):

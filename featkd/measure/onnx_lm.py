@@ -6,6 +6,7 @@ answers of a multiple-choice question share its text, which goes through the mod
 softmax see continuation positions only.
 """
 
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -43,7 +44,8 @@ class OnnxLM(TemplateLM):
     Args:
         model: an open OnnxModel.
         tokenizer: its tokenizer (transformers), with an end or begin token.
-        batch_size: sequences per forward pass; fewer where their logits would take more than LOGITS_BYTES.
+        batch_size: sequences per forward pass; fewer where their logits would take more than LOGITS_BYTES, or on a
+            processor they have more than TOKENS.
     Raises InputError when the tokenizer has neither token.
     """
 
@@ -171,7 +173,7 @@ class OnnxLM(TemplateLM):
         length: tokens of an item; kept: its positions that get logits.
         """
         room = LOGITS_BYTES // (4 * self.model.vocab_size)
-        most = TOKENS if self.model.device == "cpu" else room
+        most = TOKENS if self.model.device == "cpu" else sys.maxsize
         batch: list[Any] = []
         for item in items:
             rows = [*batch, item]
