@@ -32,6 +32,9 @@ class Score(Part):
         None,
         description="(candidate - chance) / (teacher - chance); for perplexity the same of log-perplexities.",
     )
+    overlap: Interval | None = Field(
+        None, description="Share of the examples that stand in the training text for the most part."
+    )
     ratio: Interval | None = Field(None, description="Perplexity only: candidate / teacher, 1 is as good.")
 
 

@@ -83,12 +83,13 @@ class Cost(Section):
 
 
 class Gate(Section):
-    """One rule. Metrics: quality.<task>.retained, quality.<task>.ratio, fidelity.<task>.agreement,
+    """One rule. Metrics: quality.<task>.retained, quality.<task>.ratio,
+    quality.<task>.overlap (share of its examples that stand in the training text), fidelity.<task>.agreement,
     latency.decode_speedup, latency.ttft_speedup, memory.rss_ratio, roi.payback_months, roi.monthly_saving_usd (after
     upkeep)."""
 
     metric: str = Field(
-        pattern=r"^(quality\.[\w.-]+\.(retained|ratio)|fidelity\.[\w.-]+\.agreement|latency\.(decode|ttft)_speedup"
+        pattern=r"^(quality\.[\w.-]+\.(retained|ratio|overlap)|fidelity\.[\w.-]+\.agreement|latency\.(decode|ttft)_speedup"
         r"|memory\.rss_ratio|roi\.(payback_months|monthly_saving_usd))$",
         description="What is judged.",
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 from prefect import flow
 
 from featkd import environment
@@ -104,6 +105,9 @@ class Poc:
             if len(models) > 1:
                 found.replicates[str(seed)] = samples
 
+    def overlap(self) -> None:
+        self.kept["overlap"] = measure.overlap(self.context, self.corpus, self.kept["accuracy-teacher"])
+
     def adequacy(self) -> Adequacy:
         """The teacher against chance and against each plain fine-tuned student that was measured so far."""
         teacher = self.evidence["teacher"].samples
@@ -150,7 +154,8 @@ class Poc:
         adequacy = self.adequacy()
         evidence = list(self.evidence.values())
         with self.context.log.timed("roi"):
-            candidates = assemble.candidates(self.spec, evidence, self.chance, adequacy)
+            seen = pandas.read_parquet(self.kept["overlap"].path / "overlap.parquet")
+            candidates = assemble.candidates(self.spec, evidence, self.chance, adequacy, seen)
         with self.context.log.timed("gates") as entry:
             recommendation = verdict.recommend(candidates, adequacy.adequate)
             entry["note"] = ", ".join(
@@ -204,6 +209,7 @@ def poc(spec: Spec, root: Path) -> dict[str, Any]:
         work = Poc(context, live)
         work.prepare()
         work.measure_quality("teacher", {None: work.teacher})
+        work.overlap()
         if work.adequacy().action != "stopped":
             work.students()
         if work.adequacy().action != "stopped":
@@ -224,8 +230,6 @@ def _place(found: Evidence, seed: int | None) -> str:
 
 
 def _samples(accuracy: Artefact) -> Any:
-    import pandas
-
     return pandas.read_parquet(accuracy.path / "samples.parquet")
 
 

@@ -6,6 +6,8 @@ from featkd.result import Result
 from reports import numbers, view
 from reports.text import Text
 
+TOLD = 0.01  # of a task's examples
+
 
 def stated(result: Result, t: Text) -> list[str]:
     """One sentence per limit that holds for this result."""
@@ -18,8 +20,11 @@ def stated(result: Result, t: Text) -> list[str]:
     trainings = len(spec.get("seeds") or [0])
     rounds = max((c.latency.rounds_needed or 0 for c in result.candidates.values()), default=0)
     lengths = _lengths(spec)
+    given = bool((spec.get("teacher") or {}).get("model"))
     known = [
         (bool(scores), "sampling", {"examples": f"{min((s.examples for s in scores), default=0):,}"}),
+        *_seen(result, t),
+        (given and bool(scores), "given_teacher", {}),
         (trainings == 1, "one_seed", {}),
         (trainings > 1, "several_seeds", {"trainings": trainings}),
         (measured, "hardware", {}),
@@ -33,6 +38,16 @@ def stated(result: Result, t: Text) -> list[str]:
         (several, "many_candidates", {"candidates": len(view.students(result))}),
     ]
     return [t(f"limits.{key}", **values) for holds, key, values in known if holds]
+
+
+def _seen(result: Result, t: Text) -> list[tuple[bool, str, dict[str, str]]]:
+    """The tasks whose examples stand in the training text to a share worth telling."""
+    scores = {task: score for c in result.candidates.values() for task, score in c.quality.tasks.items()}
+    return [
+        (True, "overlap", {"task": t.task(task), "share": numbers.significant(100 * score.overlap.value)})
+        for task, score in scores.items()
+        if score.overlap and score.overlap.value >= TOLD
+    ]
 
 
 def _lengths(spec: dict[str, Any]) -> dict[str, str] | None:

@@ -128,7 +128,11 @@ def _task_rows(row: Callable[..., Row], result: Result, task: str, t: Text) -> l
     better = t("rows.higher_better" if score.higher_is_better else "rows.lower_better")
     unit = f"{t('units.percent') if share else t.code('metrics', score.metric)} · {better}"
     rows = [row("quality", t.task(task), unit, read("estimate"), 100 if share else 1)]
-    for field, row_unit, scale in (("ratio", "share_of_teacher", 1), ("retained", "percent", 100)):
+    for field, row_unit, scale in (
+        ("ratio", "share_of_teacher", 1),
+        ("retained", "percent", 100),
+        ("overlap", "percent", 100),
+    ):
         if any(_of(c.quality.tasks.get(task), field) for c in result.candidates.values()):
             metric = f"quality.{task}.{field}"
             rows.append(row("quality", t(f"rows.{field}"), t(f"units.{row_unit}"), read(field), scale, metric))
@@ -195,7 +199,7 @@ def _note(code: str | None, notes: list[str], t: Text) -> str | None:
 
 def gate_value(gate: GateOutcome, t: Text, observed: bool) -> Figure:
     """A gate's bound, or what was observed, in the unit of its metric."""
-    share = gate.metric.endswith((".retained", ".agreement"))
+    share = gate_unit(gate.metric) == "percent"
     if observed:
         if gate.observed is None or not math.isfinite(gate.observed.value):
             never = gate.metric == "roi.payback_months" and gate.outcome != "missing"
@@ -215,7 +219,7 @@ def gate_value(gate: GateOutcome, t: Text, observed: bool) -> Figure:
 
 
 def gate_unit(metric: str) -> str:
-    if metric.endswith((".retained", ".agreement")):
+    if metric.endswith((".retained", ".agreement", ".overlap")):
         return "percent"
     if metric == "roi.payback_months":
         return "months"

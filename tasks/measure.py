@@ -43,6 +43,30 @@ def accuracy(context: Context, name: str, onnx: Artefact, tasks: Artefact) -> Ar
     )  # fmt: skip
 
 
+@stage("overlap")
+def overlap(context: Context, corpus: Artefact, accuracy: Artefact) -> Artefact:
+    """What of every task stands in the training text. `accuracy`: of any model, it tells the examples."""
+    inputs = {"corpus": corpus.key, "examples": accuracy.key}
+
+    def build(out: Path) -> dict[str, Any]:
+        import pandas
+
+        from featkd.data import ngrams
+        from featkd.data.corpus import documents
+
+        rows = pandas.read_parquet(accuracy.path / "samples.parquet", columns=["task", "doc_id", "text"])
+        training = (f"{row['prompt']} {row['text']}" for row in documents(corpus.path, "train"))
+        rows["share"] = ngrams.shares(rows.pop("text").tolist(), training)
+        rows["seen"] = rows["share"] >= ngrams.SEEN
+        rows.to_parquet(out / "overlap.parquet", index=False)
+        return {"seen": rows.groupby("task", sort=False)["seen"].sum().to_dict()}
+
+    return obtain(
+        context.log, "overlap", context.store, "overlap", artefact_key(inputs, ["data"], ["pandas"]), build,
+        note=lambda made: ", ".join(f"{task} {count} seen" for task, count in made.meta["seen"].items()),
+    )  # fmt: skip
+
+
 @stage("latency")
 def latency(context: Context, folders: dict[str, Artefact], tasks: Artefact) -> Artefact:
     """All candidates in one artefact: they are measured in turns, so that drift of the machine hits all alike."""

@@ -58,6 +58,7 @@ def metrics(candidate: Candidate) -> dict[str, float]:
     for task, score in candidate.quality.tasks.items():
         found[f"quality/{task}"] = score.estimate.value
         found[f"quality/{task}_retained"] = _value(score.retained)
+        found[f"quality/{task}_overlap"] = _value(score.overlap)
     for task, agreement in candidate.fidelity.tasks.items():
         found[f"fidelity/{task}_agreement"] = agreement.agreement.value
     found |= {

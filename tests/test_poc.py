@@ -72,6 +72,7 @@ def test_every_candidate_has_every_section_and_empty_ones_say_why(first):
         assert set(candidate) >= SECTIONS
         assert candidate["guardrails"]["why"] == "guardrails-not-built"
         assert len(candidate["quality"]["tasks"]) == 3
+        assert all(task["overlap"]["value"] < 0.5 for task in candidate["quality"]["tasks"].values())
         assert candidate["parity"]["passed"]
         assert candidate["latency"]["decode_tokens_per_s"]["value"] > 0
         assert candidate["memory"]["peak_rss_bytes"]["value"] > 1e6

@@ -3,23 +3,16 @@
 documents.parquet has the columns id, part (train | valid | test), prompt, text, label.
 """
 
-import re
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from featkd import spec
+from featkd.data import ngrams
 from featkd.data.load import read
 from featkd.errors import InputError
 from featkd.spec import digest
 
-NGRAM = 8
-# scripts that set no spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese
-UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-UNIT = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")  # one such character, or a word
-NEAR_DUPLICATE = 0.5
-FEW, FORM_SHARE = 5, 0.01
 VALID_SHARE = 0.2
 MIN_HELD_OUT = 8
 
@@ -107,30 +100,15 @@ def _part(identity: str, held_out: float) -> str:
 
 
 def _without_near_duplicates(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Drop held-out documents that share most of their 8-grams with the training part (cf. arXiv 2005.14165 C).
+    """Drop held-out documents that share most of their 8-grams with the training part (cf. arXiv 2005.14165 C)."""
 
-    What very many training documents hold is a form and no content: an instruction before every question.
-    """
-    held_out = {row["id"]: _ngrams(row) for row in rows if row["part"] != "train"}
-    wanted = set().union(*held_out.values())
-    counts: Counter[int] = Counter()
-    training = 0
-    for row in rows:
-        if row["part"] == "train":
-            training += 1
-            counts.update(_ngrams(row) & wanted)
-    form = {ngram for ngram, count in counts.items() if count > max(FEW, FORM_SHARE * training)}
-    seen = counts.keys() - form
+    def said(row: dict[str, Any]) -> str:
+        return f"{row['prompt']} {row['text']}"
 
-    def is_new(own: set[int]) -> bool:
-        return len(own & seen) < NEAR_DUPLICATE * len(own)
-
-    return [row for row in rows if row["part"] == "train" or is_new(held_out[row["id"]] - form)]
-
-
-def _ngrams(row: dict[str, Any]) -> set[int]:
-    units = UNIT.findall(f"{row['prompt']} {row['text']}".lower())
-    return {hash(tuple(units[start : start + NGRAM])) for start in range(max(1, len(units) - NGRAM + 1))}
+    held_out = [row for row in rows if row["part"] != "train"]
+    found = ngrams.shares([said(row) for row in held_out], (said(row) for row in rows if row["part"] == "train"))
+    seen = {row["id"] for row, share in zip(held_out, found, strict=True) if share >= ngrams.SEEN}
+    return [row for row in rows if row["id"] not in seen]
 
 
 def _check_enough(rows: list[dict[str, Any]], removed: int, data: spec.Data) -> None:

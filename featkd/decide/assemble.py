@@ -49,9 +49,14 @@ def scores(samples: Any, teacher: Any, chance: dict[str, float]) -> dict[str, re
 
 
 def candidates(
-    poc: spec.Spec, evidence: list[Evidence], chance: dict[str, float], adequacy: result.Adequacy
+    poc: spec.Spec,
+    evidence: list[Evidence],
+    chance: dict[str, float],
+    adequacy: result.Adequacy,
+    overlap: Any = None,
 ) -> dict[str, result.Candidate]:
-    """All candidates, the teacher first. `evidence[0]` is the teacher's.
+    """All candidates, the teacher first. `evidence[0]` is the teacher's. `overlap`: a row per example with its `task`
+    and whether the training text holds it, `seen`.
 
     When the teacher was inadequate and the run ended there, no student is judged. When the run went on, or when no
     plain fine-tuned student was measured, the gates are applied but no student is a go.
@@ -59,7 +64,10 @@ def candidates(
     for found in evidence:
         if adequacy.action == "stopped" and found.why == "not-run":
             found.why = "teacher-inadequate"
-    return {found.name: _candidate(poc, found, evidence, chance, adequacy) for found in evidence}
+    seen = {}
+    if overlap is not None:
+        seen = {task: statistics.mean(rows["seen"].to_numpy(float)) for task, rows in overlap.groupby("task")}
+    return {found.name: _candidate(poc, found, evidence, chance, adequacy, seen) for found in evidence}
 
 
 def comparisons(evidence: list[Evidence]) -> list[result.Comparison]:
@@ -92,11 +100,16 @@ def _paired(task: str, a: Evidence, b: Evidence) -> result.Comparison:
 
 
 def _candidate(
-    poc: spec.Spec, found: Evidence, evidence: list[Evidence], chance: dict[str, float], adequacy: result.Adequacy
+    poc: spec.Spec,
+    found: Evidence,
+    evidence: list[Evidence],
+    chance: dict[str, float],
+    adequacy: result.Adequacy,
+    overlap: dict[str, result.Interval],
 ) -> result.Candidate:
     teacher = evidence[0]
     is_teacher = found is teacher
-    quality, agreement = _quality(found, teacher, chance), _fidelity(found, teacher)
+    quality, agreement = _quality(found, teacher, chance, overlap), _fidelity(found, teacher)
     speed, memory = _latency(found, teacher)
     teacher_speed = speed if is_teacher else _latency(teacher, teacher)[0]
     seconds = found.training.seconds if found.training and found.training.seconds else 0.0
@@ -140,14 +153,20 @@ def _doubt(evidence: list[Evidence], adequacy: result.Adequacy) -> str | None:
     return None if controlled else "no-control"
 
 
-def _quality(found: Evidence, teacher: Evidence, chance: dict[str, float]) -> result.Quality:
+def _quality(
+    found: Evidence, teacher: Evidence, chance: dict[str, float], overlap: dict[str, result.Interval]
+) -> result.Quality:
     if found.samples is None:
         return result.Quality(why=found.why)
     values = {
         seed: {task: score.estimate.value for task, score in scores(samples, samples, chance).items()}
         for seed, samples in found.replicates.items()
     }
-    return result.Quality(tasks=scores(found.samples, teacher.samples, chance), replicates=values)
+    tasks = {
+        task: score.model_copy(update={"overlap": overlap.get(task)})
+        for task, score in scores(found.samples, teacher.samples, chance).items()
+    }
+    return result.Quality(tasks=tasks, replicates=values)
 
 
 def _fidelity(found: Evidence, teacher: Evidence) -> result.Fidelity:

@@ -1,6 +1,6 @@
 """Accuracy of an exported model on lm-eval tasks, with the evidence of every example kept.
 
-out/samples.parquet  one row per task and example: what statistics.py and fidelity.py read
+out/samples.parquet  one row per task and example: what statistics.py and fidelity.py read, and its text
 out/accuracy.json    {task: {metric, higher_is_better, value, examples, n_choices}}, and the filter if there is one
 """
 
@@ -74,9 +74,10 @@ def evaluate(
         try:
             # lm-eval asks git for the working folder's commit; outside a repository git complains on the terminal
             with mock.patch("lm_eval.evaluator.get_git_commit_hash", return_value=None):
+                tasks = manager.load(list(names))["tasks"]
                 found = simple_evaluate(
                     model=model,
-                    tasks=list(names),
+                    tasks=list(tasks.values()),
                     limit=limit,
                     bootstrap_iters=0,
                     log_samples=True,
@@ -91,7 +92,11 @@ def evaluate(
         config, samples = found["configs"][task], _first_filter(samples)
         metric = _primary(config, samples)
         up = found["higher_is_better"][task].get(metric) is not False  # None where lm-eval does not know
-        mine = [_row(task, metric, up, config, sample) for sample in samples if metric in sample["metrics"]]
+        mine = [
+            {**_row(task, metric, up, config, sample), "text": _text(tasks[task], sample)}
+            for sample in samples
+            if metric in sample["metrics"]
+        ]
         if not mine:
             raise InputError(f"quality.tasks: {task} has no example with {metric}")
         rows += mine
@@ -182,13 +187,34 @@ def _choice(metric: str, config: dict[str, Any], sample: dict[str, Any]) -> dict
         delimiter = len(config.get("target_delimiter") or "")
         texts = [answer[delimiter:] for answer in answers]
         judged = judged / [max(1, len(text if metric == "acc_norm" else text.encode())) for text in texts]
-    gold = sample["target"]
-    if isinstance(gold, str):
+    return {
+        "choice": int(judged.argmax()),
+        "gold": _gold(sample["target"], answers),
+        "n_choices": len(logprobs),
+        "choice_logprobs": logprobs,
+    }
+
+
+def _gold(target: Any, answers: list[str]) -> int:
+    """The number of the right answer; -1 where the task does not tell."""
+    if isinstance(target, str):
         stripped = [answer.strip() for answer in answers]
-        gold = int(gold) if gold.isdigit() else stripped.index(gold.strip()) if gold.strip() in stripped else -1
-    elif isinstance(gold, list):
-        gold = gold[0] if gold and isinstance(gold[0], int) else -1
-    return {"choice": int(judged.argmax()), "gold": int(gold), "n_choices": len(logprobs), "choice_logprobs": logprobs}
+        return int(target) if target.isdigit() else stripped.index(target.strip()) if target.strip() in stripped else -1
+    if isinstance(target, list):
+        target = target[0] if target and isinstance(target[0], int) else -1
+    return int(target)
+
+
+def _text(task: Any, sample: dict[str, Any]) -> str:
+    """What an example asks and its right answer, without examples shown before it; for the overlap with training."""
+    asked, target = task.doc_to_text(sample["doc"]), sample["target"]
+    if task.OUTPUT_TYPE == "multiple_choice":
+        gold = _gold(target, [argument[1] for argument in sample["arguments"]])
+        context, target = sample["arguments"][max(gold, 0)]
+        asked = asked if isinstance(asked, str) else context
+    elif isinstance(target, list):
+        target = target[0] if target else ""
+    return f"{asked}{target}"
 
 
 def _number(value: Any, task: str, metric: str) -> float:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas
 import pytest
 
-from featkd import specfile
+from featkd import spec, specfile
 from featkd.decide import assemble
 from featkd.decide.assemble import Evidence
 from featkd.result import Adequacy
@@ -106,6 +106,17 @@ def test_retained_quality_and_agreement_by_hand():
     agreement = found.fidelity.tasks["heldout_continuation"]
     assert agreement.agreement.value == pytest.approx((teacher.choice == student.choice).mean())
     assert agreement.correct_to_wrong == pytest.approx(((teacher.score == 1) & (student.score == 0)).mean())
+
+
+def test_what_the_training_text_holds_of_a_task_is_the_same_for_all_and_can_be_gated():
+    rows = evidence(sft={"samples": samples(0.9)})
+    overlap = pandas.DataFrame({"task": "heldout_continuation", "seen": [True] * 40 + [False] * 360})
+    gate = {"metric": "quality.heldout_continuation.overlap", "at_most": 0.05}
+    found = assemble.candidates(POC.model_copy(update={"gates": [spec.Gate(**gate)]}), rows, CHANCE, ADEQUATE, overlap)
+    for candidate in found.values():
+        share = candidate.quality.tasks["heldout_continuation"].overlap
+        assert share.low < share.value == 0.1 < share.high
+    assert found["sft"].verdict.verdict == "no-go"
 
 
 def test_arms_of_one_size_are_compared_in_pairs():

@@ -66,9 +66,19 @@ def test_the_summary_can_be_recomputed_from_the_evidence(measured):
         "metric": "word_perplexity", "higher_is_better": False, "value": 0, "examples": 24, "n_choices": 0}  # fmt: skip
     assert summary["tiny_labels"]["n_choices"] == 4 and summary["tiny_labels"]["metric"] == "acc"
     assert list(rows.columns) == ["task", "doc_id", "metric", "higher_is_better", "weight", "bytes", "choice", "gold",
-                                  "n_choices", "choice_logprobs", "score"]  # fmt: skip
+                                  "n_choices", "choice_logprobs", "score", "text"]  # fmt: skip
     assert rows.groupby("task").higher_is_better.unique().map(list).to_dict() == {
         "tiny_choices": [True], "tiny_labels": [True], "tiny_rolling": [False]}  # fmt: skip
+
+
+def test_the_text_of_an_example_is_what_is_asked_and_its_right_answer(measured, folder):
+    _, rows, _ = measured
+    for task in NAMES:
+        examples = [json.loads(line) for line in (folder / f"{task}.jsonl").read_text().splitlines()]
+        for example, found in zip(examples, rows[rows.task == task].sort_values("doc_id").text, strict=True):
+            answer = example["choices"][example["gold"]].strip() if "choices" in example else ""
+            assert found.split() == f"{example['text']} {answer}".split() or task == "tiny_choices"
+            assert found.startswith(example["text"]) and found.endswith(answer)
 
 
 def test_one_filter_counts_and_a_metric_may_be_better_lower(exported, tmp_path):
@@ -76,7 +86,8 @@ def test_one_filter_counts_and_a_metric_may_be_better_lower(exported, tmp_path):
     (tmp_path / "read.yaml").write_text(json.dumps({
         "task": "read", "dataset_path": "json", "test_split": "test", "output_type": "generate_until",
         "dataset_kwargs": {"data_files": {"test": str(tmp_path / "read.jsonl")}},
-        "doc_to_text": "q", "doc_to_target": "q", "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4},
+        "doc_to_text": "q", "doc_to_target": "q", "num_fewshot": 2,
+        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4},
         "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": False}],
         "filter_list": [{"name": name, "filter": [{"function": "take_first"}]} for name in ("strict", "lenient")],
     }))  # fmt: skip
@@ -85,6 +96,7 @@ def test_one_filter_counts_and_a_metric_may_be_better_lower(exported, tmp_path):
     assert summary["read"]["examples"] == len(rows) == rows.doc_id.nunique() == 6
     assert summary["read"]["filter"] == "strict" and not summary["read"]["higher_is_better"]
     assert not score(rows, rows, None).higher_is_better
+    assert rows.text.tolist() == [2 * tiny_models.text(n, 5) for n in range(6)]  # none of the two shown before it
 
 
 def test_perplexity_of_responses_given_their_prompts_is_per_token(exported, tmp_path):
