@@ -64,25 +64,54 @@ class Guardrails(Part):
     why: str | None = None
 
 
+class Times(Part):
+    """Quantiles of a time, ms; p99 is only indicative."""
+
+    p50: Interval
+    p90: Interval
+    p99: float
+
+
+class OperatingPoint(Part):
+    """What a model does with so many requests side by side, in one batch. Figures are geometric means over rounds."""
+
+    concurrency: int
+    ttft_ms: Times = Field(description="Until every request has its first token, prompts already tokenised.")
+    inter_token_ms: Times
+    end_to_end_ms: Times = Field(description="Prompt and all new tokens.")
+    prefill_tokens_per_s: Interval = Field(description="Of all requests together, as the next.")
+    decode_tokens_per_s: Interval
+    ttft_speedup: Interval | None = Field(None, description="Teacher's time over this model's, same concurrency.")
+    decode_speedup: Interval | None = Field(None, description="Of the rates of the tokens after the first.")
+    rounds_prefill_tokens_per_s: list[float] = Field(default_factory=list, description="Median of each round.")
+    rounds_decode_tokens_per_s: list[float] = Field(default_factory=list, description="Median of each round.")
+
+
 class Latency(Part):
     why: str | None = None
     provider: str | None = None
-    ttft_ms: Interval | None = Field(
-        None, description="Time to first token, prompt already tokenised: mean over rounds of their medians."
+    points: list[OperatingPoint] = Field(
+        default_factory=list, description="By concurrency, one request at a time first."
     )
-    decode_tokens_per_s: Interval | None = Field(
-        None, description="Batch 1: mean over rounds of their medians; means here are geometric."
-    )
-    prefill_tokens_per_s: Interval | None = None
-    ttft_speedup: Interval | None = Field(None, description="Teacher's time over the candidate's, round by round.")
-    decode_speedup: Interval | None = Field(None, description="Candidate's rate over the teacher's, round by round.")
     rounds_needed: int | None = Field(
         None, description="Rounds that would bring decode_speedup's interval to 5 %, if it is wider than that."
     )
-    generations: int = 0
-    ttft_ms_quantiles: dict[str, float] = Field(default_factory=dict, description="p50, p90.")
+    generations: int = Field(0, description="Measured one at a time; the next two are of these.")
     raw_ttft_ms: list[float] = Field(default_factory=list)
     raw_decode_tokens_per_s: list[float] = Field(default_factory=list)
+
+    @property
+    def alone(self) -> OperatingPoint | None:
+        """One request at a time."""
+        return self.points[0] if self.points else None
+
+    @property
+    def ttft_speedup(self) -> Interval | None:
+        return self.alone and self.alone.ttft_speedup
+
+    @property
+    def decode_speedup(self) -> Interval | None:
+        return self.alone and self.alone.decode_speedup
 
 
 class Memory(Part):
@@ -98,6 +127,8 @@ class Roi(Part):
     why: str | None = None
     usd_per_million_input_tokens: Interval | None = None
     usd_per_million_output_tokens: Interval | None = None
+    concurrency: int | None = Field(None, description="Requests side by side at which the rates were taken.")
+    meets_target: bool | None = Field(None, description="Whether they keep the latency targets there, if any are set.")
     machines: int | None = Field(None, description="Whole machines needed at peak.")
     monthly_cost_usd: Interval | None = None
     monthly_saving_usd: Interval | None = Field(
@@ -124,8 +155,8 @@ class Decision(Part):
     verdict: Verdict | None = None
     why: str | None = Field(
         None,
-        description="Code: gates, no-gates, no-blocking-gates, baseline, parity-failed, export-failed, not-run, "
-        "teacher-inadequate, "
+        description="Code: gates, no-gates, no-blocking-gates, baseline, parity-failed, export-failed, "
+        "accuracy-failed, latency-failed, not-run, teacher-inadequate, "
         "no-control (the plain fine-tuned student was not measured).",
     )
     gates: list[GateOutcome] = Field(default_factory=list)
@@ -204,7 +235,7 @@ class Candidate(Part):
     artefact: str | None = Field(None, description="Digest of the shipped ONNX folder.")
     training: Training | None = None
     parity: Parity | None = None
-    failure: str | None = Field(None, description="Why it could not be exported, in one line.")
+    failure: str | None = Field(None, description="Why it could not be exported or measured, in one line.")
     quality: Quality
     fidelity: Fidelity
     guardrails: Guardrails

@@ -7,3 +7,11 @@ class InputError(ValueError):
 
 class RunError(RuntimeError):
     """The work failed on good input: NaN in training, a child process that died, a full disk."""
+
+
+class ModelFailed(RunError):
+    """One of several models could not be measured; `model` is its name."""
+
+    def __init__(self, model: str, reason: str):
+        super().__init__(f"{model}: {reason}")
+        self.model, self.reason = model, reason

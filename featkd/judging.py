@@ -32,6 +32,9 @@ class Latency(Section):
     new_tokens: int = Field(64, ge=2, description="Tokens generated, the same for all; the end token is ignored.")
     warmup: int = Field(2, ge=1, description="Generations discarded at the start of each process.")
     repeats: int = Field(10, ge=3, description="Generations measured per process.")
+    batch_sizes: list[Annotated[int, Field(ge=2)]] = Field(
+        [4, 16], description="Requests answered side by side, measured besides one at a time: the throughput curve."
+    )
     rounds: int = Field(
         5, ge=1, description="Processes per candidate; order rotates so that drift hits all alike. One has no interval."
     )
@@ -70,6 +73,12 @@ class Cost(Section):
     engineering_usd: Assumed = _assumed(10_000, "One-off work to put a student into service, USD.")
     training_usd_per_hour: Assumed = _assumed(1.0, "Price of the machine that distils, USD/hour.")
     monthly_upkeep_usd: Assumed = _assumed(0, "Monitoring and re-distillation, USD/month; taken off the saving.")
+    max_ttft_ms: Assumed | None = Field(
+        None,
+        description="Longest time to first token that users accept, median, ms. With this or the next, each model is "
+        "priced at the measured batch size that serves most and keeps them; without, at one request at a time.",
+    )
+    max_inter_token_ms: Assumed | None = Field(None, description="Longest time from token to token, median, ms.")
     horizon_months: int = Field(24, ge=1, le=240, description="Months over which the saving is counted.")
     discount_rate: Assumed = _assumed(0.08, "Yearly discount rate, 0.08 is 8 %.")
 

@@ -17,7 +17,7 @@ from featkd import environment
 from featkd.child import Event
 from featkd.decide import assemble, roi, sizes, verdict
 from featkd.decide.assemble import Evidence
-from featkd.errors import InputError, RunError
+from featkd.errors import InputError, ModelFailed, RunError
 from featkd.models import given
 from featkd.result import Adequacy, DataSummary, Result
 from featkd.spec import Spec
@@ -77,33 +77,39 @@ class Poc:
             )
 
     def measure_quality(self, name: str, models: dict[int | None, Model]) -> None:
-        """Export and evaluate one candidate, every seed of it; the first seed ships."""
+        """Export and evaluate one candidate, every seed of it; the first seed ships. Without it the others go on."""
         found = self.evidence[name]
         for seed, model in models.items():
             label = name if len(models) == 1 else f"{name} seed {seed}"
             ships = seed == next(iter(models))
             try:
-                onnx, parity = deploy.export(self.context, label, model, self.tasks, found.precision)
+                samples = self._exported_and_evaluated(found, label, seed, model, ships)
             except RunError as error:
                 if found.arm == "teacher":
                     raise
                 say(f"{error}; the other candidates go on")
                 if ships:
-                    found.why, found.failure = "export-failed", str(error)
+                    found.why = "accuracy-failed" if _place(found, seed) in self.onnx else "export-failed"
+                    found.failure = str(error)
                 continue
-            self.onnx[_place(found, seed)] = onnx
-            if ships:
-                found.training, found.parity, found.artefact = model.training, parity, onnx.key
-            if not parity.passed:
-                found.why = "parity-failed" if ships else found.why
-                continue
-            accuracy = measure.accuracy(self.context, label, onnx, self.tasks)
-            samples = _samples(accuracy)
             if ships:
                 found.samples = samples
-                self.kept[f"accuracy-{name}"] = accuracy
-            if len(models) > 1:
+            if len(models) > 1 and samples is not None:
                 found.replicates[str(seed)] = samples
+
+    def _exported_and_evaluated(self, found: Evidence, label: str, seed: int | None, model: Model, ships: bool) -> Any:
+        """Scores of every example; None where the exported model is not the trained one."""
+        onnx, parity = deploy.export(self.context, label, model, self.tasks, found.precision)
+        self.onnx[_place(found, seed)] = onnx
+        if ships:
+            found.training, found.parity, found.artefact = model.training, parity, onnx.key
+        if not parity.passed:
+            found.why = "parity-failed" if ships else found.why
+            return None
+        accuracy = measure.accuracy(self.context, label, onnx, self.tasks)
+        if ships:
+            self.kept[f"accuracy-{found.name}"] = accuracy
+        return _samples(accuracy)
 
     def overlap(self) -> None:
         self.kept["overlap"] = measure.overlap(self.context, self.corpus, self.kept["accuracy-teacher"])
@@ -139,12 +145,19 @@ class Poc:
                 return
 
     def speed(self) -> None:
-        """Latency and memory of everything that was evaluated, in turns."""
-        measured = {name: found for name, found in self.evidence.items() if found.samples is not None}
-        folders = {name: self._shipped(found) for name, found in measured.items()}
-        self.kept["latency"] = measure.latency(self.context, folders, self.tasks)
-        for name, raw in self.kept["latency"].json("latency.json").items():
-            self.evidence[name].latency = raw
+        """Latency and memory of everything that was evaluated, in turns; again without a model that fails."""
+        folders = {name: self._shipped(found) for name, found in self.evidence.items() if found.samples is not None}
+        while folders:
+            try:
+                self.kept["latency"] = measure.latency(self.context, folders, self.tasks)
+                break
+            except ModelFailed as error:
+                say(f"{error}; the others are measured again without it")
+                failed = self.evidence[error.model]
+                failed.why, failed.failure = "latency-failed", error.reason
+                del folders[error.model]
+        for name in folders:
+            self.evidence[name].latency = self.kept["latency"].json("latency.json")[name]
 
     def _shipped(self, found: Evidence) -> Artefact:
         return self.onnx[_place(found, found.seed)]

@@ -19,6 +19,7 @@ def stated(result: Result, t: Text) -> list[str]:
     priced = any(c.roi.monthly_cost_usd for c in result.candidates.values())
     trainings = len(spec.get("seeds") or [0])
     rounds = max((c.latency.rounds_needed or 0 for c in result.candidates.values()), default=0)
+    slow = [name for name, c in result.candidates.items() if c.roi.meets_target is False]
     lengths = _lengths(spec)
     given = bool((spec.get("teacher") or {}).get("model"))
     known = [
@@ -28,6 +29,7 @@ def stated(result: Result, t: Text) -> list[str]:
         (trainings == 1, "one_seed", {}),
         (trainings > 1, "several_seeds", {"trainings": trainings}),
         (measured, "hardware", {}),
+        (bool(slow), "target", {"candidates": ", ".join(slow)}),
         (rounds > 0, "rounds", {"rounds": rounds}),
         (priced and lengths is not None, "lengths", lengths or {}),
         (priced, "teacher_price", {}),

@@ -35,6 +35,9 @@ def figure(interval: Interval, t: Text, scale: float = 1.0) -> Figure:
     places = supported_places((high - low) / 2)
     if places is None:
         return Figure(significant(low), spread(significant(low), significant(high), t))
+    if low > 0 and round(low, places) == 0:  # of a ratio whose bounds are orders of magnitude apart
+        shown = [significant(number, 2) for number in (interval.value * scale, low, high)]
+        return Figure(shown[0], spread(*shown[1:], t))
     return Figure(fixed(interval.value * scale, places), spread(fixed(low, places), fixed(high, places), t))
 
 

@@ -42,6 +42,7 @@ def render(result: Result, language: Literal["en", "ja"]) -> str:
         key_figures=findings.key_figures(result, t),
         adequacy_lines=findings.adequacy_lines(result, t),
         comparison=view.comparison(result, t),
+        overlaps=view.overlaps(result, t),
         turned=len(result.candidates) > MATRIX_COLUMNS,
         found=found,
         alignment=alignment.stated(result, t),

@@ -1,5 +1,6 @@
 """The comparison table: what each candidate reached, as rows of cells; and the reasons for what is missing."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -49,6 +50,12 @@ def students(result: Result) -> dict[str, Candidate]:
 
 def task_names(result: Result) -> list[str]:
     return list(dict.fromkeys(task for c in result.candidates.values() for task in c.quality.tasks))
+
+
+def overlaps(result: Result, t: Text) -> list[tuple[str, Figure]]:
+    """Of each task the share of its examples that stand in the training text."""
+    scores = {task: score for c in result.candidates.values() for task, score in c.quality.tasks.items()}
+    return [(t.task(task), numbers.percent(score.overlap, t)) for task, score in scores.items() if score.overlap]
 
 
 def is_share(metric: str) -> bool:
@@ -101,15 +108,19 @@ def comparison(result: Result, t: Text) -> Comparison:
             )
         )
     fixed = [
-        ("latency", "ttft_ms", "ms", lambda c: c.latency.ttft_ms, 1, ""),
+        ("latency", "ttft_ms", "ms", lambda c: _alone(c, "ttft_ms", "p50"), 1, ""),
+        ("latency", "ttft_p90", "ms", lambda c: _alone(c, "ttft_ms", "p90"), 1, ""),
         ("latency", "ttft_speedup", "times", lambda c: c.latency.ttft_speedup, 1, "latency.ttft_speedup"),
-        ("latency", "decode_tokens_per_s", "tokens_per_s", lambda c: c.latency.decode_tokens_per_s, 1, ""),
+        ("latency", "decode_tokens_per_s", "tokens_per_s", lambda c: _alone(c, "decode_tokens_per_s"), 1, ""),
         ("latency", "decode_speedup", "times", lambda c: c.latency.decode_speedup, 1, "latency.decode_speedup"),
+        ("latency", "inter_token_p90", "ms", lambda c: _alone(c, "inter_token_ms", "p90"), 1, ""),
+        ("latency", "end_to_end", "ms", lambda c: _alone(c, "end_to_end_ms", "p50"), 1, ""),
         ("memory", "peak_rss", "mb", lambda c: c.memory.peak_rss_bytes, 1e-6, ""),
         ("memory", "rss_ratio", "share_of_teacher", lambda c: c.memory.rss_ratio, 1, "memory.rss_ratio"),
         ("memory", "file", "mb", lambda c: c.memory.file_bytes, 1e-6, ""),
         ("memory", "cache", "kb", lambda c: c.memory.cache_bytes_per_token, 1e-3, ""),
         ("roi", "usd_per_million", "usd", lambda c: c.roi.usd_per_million_output_tokens, 1, ""),
+        ("roi", "concurrency", "requests", lambda c: c.roi.concurrency, 1, ""),
         ("roi", "machines", "count", lambda c: c.roi.machines, 1, ""),
         ("roi", "monthly_saving", "usd", lambda c: c.roi.monthly_saving_usd, 1, "roi.monthly_saving_usd"),
         ("roi", "payback", "months", lambda c: _payback(c, t), 1, "roi.payback_months"),
@@ -128,13 +139,15 @@ def _task_rows(row: Callable[..., Row], result: Result, task: str, t: Text) -> l
     better = t("rows.higher_better" if score.higher_is_better else "rows.lower_better")
     unit = f"{t('units.percent') if share else t.code('metrics', score.metric)} · {better}"
     rows = [row("quality", t.task(task), unit, read("estimate"), 100 if share else 1)]
+    gated = {gate.metric for c in result.candidates.values() for gate in c.verdict.gates}
     for field, row_unit, scale in (
         ("ratio", "share_of_teacher", 1),
         ("retained", "percent", 100),
         ("overlap", "percent", 100),
     ):
-        if any(_of(c.quality.tasks.get(task), field) for c in result.candidates.values()):
-            metric = f"quality.{task}.{field}"
+        metric = f"quality.{task}.{field}"
+        wanted = field != "overlap" or metric in gated  # the same for all candidates
+        if wanted and any(_of(c.quality.tasks.get(task), field) for c in result.candidates.values()):
             rows.append(row("quality", t(f"rows.{field}"), t(f"units.{row_unit}"), read(field), scale, metric))
     trainings = max(len(c.quality.replicates) for c in result.candidates.values())
     if trainings > 1:
@@ -159,6 +172,11 @@ def _is_itself(value: Any) -> bool:
 
 def _of(part: Any, field: str) -> Any:
     return getattr(part, field) if part is not None else None
+
+
+def _alone(candidate: Candidate, *fields: str) -> Interval | None:
+    """A figure of one request at a time."""
+    return functools.reduce(_of, fields, candidate.latency.alone)
 
 
 def _payback(candidate: Candidate, t: Text) -> Figure | None:

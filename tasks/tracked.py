@@ -62,8 +62,6 @@ def metrics(candidate: Candidate) -> dict[str, float]:
     for task, agreement in candidate.fidelity.tasks.items():
         found[f"fidelity/{task}_agreement"] = agreement.agreement.value
     found |= {
-        "latency/ttft_ms_p50": latency.ttft_ms_quantiles.get("p50", _value(latency.ttft_ms)),
-        "latency/decode_tokens_per_s": _value(latency.decode_tokens_per_s),
         "latency/decode_speedup": _value(latency.decode_speedup),
         "memory/peak_rss_mb": _mega(_value(memory.peak_rss_bytes)),
         "memory/file_mb": _mega(memory.file_bytes),
@@ -73,6 +71,13 @@ def metrics(candidate: Candidate) -> dict[str, float]:
         "roi/monthly_saving_usd": _value(money.monthly_saving_usd),
         "roi/npv_usd": money.npv_usd,
     }
+    if alone := latency.alone:
+        for name in ("ttft_ms", "inter_token_ms", "end_to_end_ms"):
+            times = getattr(alone, name)
+            found |= {f"latency/{name}_p50": times.p50.value, f"latency/{name}_p90": times.p90.value}
+    for point in latency.points:
+        at = "" if point is alone else f"_at_{point.concurrency}"
+        found[f"latency/decode_tokens_per_s{at}"] = point.decode_tokens_per_s.value
     if training:
         found |= {
             "training/seconds": training.seconds,

@@ -74,7 +74,8 @@ def test_every_candidate_has_every_section_and_empty_ones_say_why(first):
         assert len(candidate["quality"]["tasks"]) == 3
         assert all(task["overlap"]["value"] < 0.5 for task in candidate["quality"]["tasks"].values())
         assert candidate["parity"]["passed"]
-        assert candidate["latency"]["decode_tokens_per_s"]["value"] > 0
+        assert [point["concurrency"] for point in candidate["latency"]["points"]] == [1, 2]
+        assert all(point["decode_tokens_per_s"]["value"] > 0 for point in candidate["latency"]["points"])
         assert candidate["memory"]["peak_rss_bytes"]["value"] > 1e6
         assert candidate["roi"]["monthly_cost_usd"]["value"] > 0
         assert (candidate["verdict"]["verdict"] is None) == (name == "teacher")

@@ -6,7 +6,7 @@ from typing import Any
 
 from featkd import result, spec
 from featkd.decide import gates, roi
-from featkd.measure import fidelity, latency, statistics
+from featkd.measure import fidelity, statistics, timings
 
 SIDE_BY_SIDE = (("logit-kd", "sft"), ("feature-kd", "sft"), ("feature-kd", "logit-kd"))
 
@@ -14,7 +14,7 @@ SIDE_BY_SIDE = (("logit-kd", "sft"), ("feature-kd", "sft"), ("feature-kd", "logi
 @dataclass
 class Evidence:
     """What is known of one candidate. `why` is a code for what is missing: parity-failed, export-failed,
-    teacher-inadequate; `failure` is what went wrong, in one line.
+    accuracy-failed, latency-failed, teacher-inadequate; `failure` is what went wrong, in one line.
 
     samples: per-example scores of the seed that ships (featkd.measure.accuracy); replicates: of every seed.
     latency: raw timings (featkd.measure.latency).
@@ -183,9 +183,9 @@ def _fidelity(found: Evidence, teacher: Evidence) -> result.Fidelity:
 
 
 def _latency(found: Evidence, teacher: Evidence) -> tuple[result.Latency, result.Memory]:
-    if found.latency is None or teacher.latency is None:
+    if found.latency is None:
         return result.Latency(why=found.why), result.Memory(why=found.why)
-    return latency.summarise(found.latency, teacher.latency)
+    return timings.summarise(found.latency, teacher.latency)
 
 
 def _chance(rows: Any) -> float | None:

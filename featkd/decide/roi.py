@@ -1,11 +1,12 @@
 """What a candidate costs and saves. Pure arithmetic on measured throughput and the spec's assumptions.
 
-    seconds per request = input tokens / prefill rate + output tokens / decode rate      (one request at a time)
+    seconds per request = input tokens / prefill rate + output tokens / decode rate
     machines            = ceil(requests per second * peak factor * seconds per request / utilisation)
     monthly cost        = machines * price per hour * 730.5
     saving              = teacher's monthly cost - candidate's monthly cost - monthly upkeep
     USD per million     = price per hour / (3600 * rate * utilisation / peak factor) * 1e6
 
+The rates are those of all requests that are served side by side, at the concurrency that `operating_point` chooses.
 `utilisation` is the share of a machine that may be used at peak. A month's tokens at the unit prices cost what its
 machines cost before these are rounded up. The saving is after upkeep; payback, cash flow and NPV follow from it.
 
@@ -18,8 +19,11 @@ best with the other's worst. Both are wider than 95 %.
 import math
 from typing import Any, Literal
 
+import numpy as np
+
 from featkd import spec
-from featkd.result import AssumptionRow, Interval, Latency, Roi
+from featkd.measure.timings import over_rounds
+from featkd.result import AssumptionRow, Interval, Latency, OperatingPoint, Roi
 
 HOURS_PER_MONTH = 365.25 * 24 / 12
 SECONDS_PER_MONTH = HOURS_PER_MONTH * 3600
@@ -37,6 +41,8 @@ UNITS = {
     "training_usd_per_hour": "USD/hour",
     "monthly_upkeep_usd": "USD/month",
     "discount_rate": "1/year",
+    "max_ttft_ms": "ms",
+    "max_inter_token_ms": "ms",
 }
 
 
@@ -45,6 +51,7 @@ def assumptions(cost: spec.Cost) -> list[AssumptionRow]:
     rows = [
         AssumptionRow(name=name, value=getattr(cost, name).value, unit=unit, source=getattr(cost, name).source)
         for name, unit in UNITS.items()
+        if getattr(cost, name) is not None
     ]
     return [*rows, AssumptionRow(name="horizon_months", value=cost.horizon_months, unit="months", source="the spec")]
 
@@ -54,23 +61,27 @@ def price(candidate: Latency, teacher: Latency, cost: spec.Cost, training_second
 
     Empty, with a reason, when the rates of either were not measured.
     """
-    if not (candidate.decode_tokens_per_s and candidate.prefill_tokens_per_s):
+    if not candidate.points:
         return Roi(why=candidate.why or "latency-off")
-    if not (teacher.decode_tokens_per_s and teacher.prefill_tokens_per_s):
+    if not teacher.points:
         return Roi(why=teacher.why or "latency-off")
-    monthly = _interval(lambda rates: monthly_cost_usd(rates, cost), candidate)
+    at, meets_target = operating_point(candidate, cost)
+    monthly = _interval(lambda rates: monthly_cost_usd(rates, cost), at)
     unit_costs: dict[str, Any] = {
-        "usd_per_million_input_tokens": _interval(lambda rates: _per_million(rates[0], cost), candidate),
-        "usd_per_million_output_tokens": _interval(lambda rates: _per_million(rates[1], cost), candidate),
-        "machines": machines(_rates(candidate, "value"), cost),
+        "concurrency": at.concurrency,
+        "meets_target": meets_target,
+        "usd_per_million_input_tokens": _interval(lambda rates: _per_million(rates[0], cost), at),
+        "usd_per_million_output_tokens": _interval(lambda rates: _per_million(rates[1], cost), at),
+        "machines": machines(_rates(at, "value"), cost),
         "monthly_cost_usd": monthly,
     }
     if is_teacher:
         return Roi(why="baseline", **unit_costs)
-    before = _interval(lambda rates: monthly_cost_usd(rates, cost), teacher)
+    base, _ = operating_point(teacher, cost)
+    before = _interval(lambda rates: monthly_cost_usd(rates, cost), base)
     upkeep = cost.monthly_upkeep_usd.value
     value = before.value - monthly.value
-    low, high = _saving_bounds(candidate, teacher, cost, value) or (
+    low, high = _saving_bounds(at, base, cost, value) or (
         _minus(before.low, monthly.high),
         _minus(before.high, monthly.low),
     )
@@ -86,6 +97,24 @@ def price(candidate: Latency, teacher: Latency, cost: spec.Cost, training_second
         npv_usd=npv_usd(saving.value, one_off, cost),
         cash_flow_usd=cash_flow_usd(saving.value, one_off, cost),
     )
+
+
+def operating_point(latency: Latency, cost: spec.Cost) -> tuple[OperatingPoint, bool | None]:
+    """At which measured concurrency a model is priced, and whether it keeps the latency targets there.
+
+    The one that serves most requests per second within the targets. Without targets (None), and where none is within
+    them (False), one request at a time.
+    """
+    targets = {"ttft_ms": cost.max_ttft_ms, "inter_token_ms": cost.max_inter_token_ms}
+    set_ = {name: target.value for name, target in targets.items() if target is not None}
+    if not set_:
+        return latency.points[0], None
+    within = [
+        point for point in latency.points if all(getattr(point, name).p50.value <= most for name, most in set_.items())
+    ]
+    if not within:
+        return latency.points[0], False
+    return min(within, key=lambda point: seconds_per_request(_rates(point, "value"), cost)), True
 
 
 def seconds_per_request(rates: Rates, cost: spec.Cost) -> float:
@@ -124,23 +153,25 @@ def _per_million(rate: float, cost: spec.Cost) -> float:
     return cost.usd_per_hour.value / (3600 * rate * mean_use) * 1e6
 
 
-def _rates(latency: Latency, bound: str) -> Rates | None:
-    prefill, decode = getattr(latency.prefill_tokens_per_s, bound), getattr(latency.decode_tokens_per_s, bound)
+def _rates(at: OperatingPoint, bound: str) -> Rates | None:
+    prefill, decode = getattr(at.prefill_tokens_per_s, bound), getattr(at.decode_tokens_per_s, bound)
     return None if prefill is None or decode is None else (prefill, decode)
 
 
-def _interval(figure: Any, latency: Latency) -> Interval:
+def _interval(figure: Any, at: OperatingPoint) -> Interval:
     """A cost with its interval: the quicker the machine, the lower the cost."""
-    low, high = (None if (rates := _rates(latency, bound)) is None else figure(rates) for bound in ("high", "low"))
-    return Interval(value=figure(_rates(latency, "value")), low=low, high=high)
+    low, high = (None if (rates := _rates(at, bound)) is None else figure(rates) for bound in ("high", "low"))
+    return Interval(value=figure(_rates(at, "value")), low=low, high=high)
 
 
-def _saving_bounds(candidate: Latency, teacher: Latency, cost: spec.Cost, value: float) -> tuple[float, float] | None:
+def _saving_bounds(
+    at: OperatingPoint, base: OperatingPoint, cost: spec.Cost, value: float
+) -> tuple[float, float] | None:
     """USD/month before upkeep, around `value`: at each pace of the teacher's, with the worst and best speed-ups."""
-    speedups = [candidate.ttft_speedup, candidate.decode_speedup]  # prompts: the same ratio as of their rates
+    speedups = _speedups(at, base)
     if any(ratio is None or ratio.low is None or ratio.high is None for ratio in speedups):
         return None
-    paces = [rates for bound in ("low", "high") if (rates := _rates(teacher, bound))] or [_rates(teacher, "value")]
+    paces = [rates for bound in ("low", "high") if (rates := _rates(base, bound))] or [_rates(base, "value")]
     savings = [
         [
             monthly_cost_usd(rates, cost)
@@ -150,6 +181,14 @@ def _saving_bounds(candidate: Latency, teacher: Latency, cost: spec.Cost, value:
         for bound in ("low", "high")
     ]
     return min(value, *savings[0]), max(value, *savings[1])
+
+
+def _speedups(at: OperatingPoint, base: OperatingPoint) -> list[Interval | None]:
+    """Of prefill and decode rates: turn by turn where both serve as many side by side, else round by round."""
+    if at.concurrency == base.concurrency:
+        return [at.ttft_speedup, at.decode_speedup]  # prompts: the same ratio as of their rates
+    names = ("rounds_prefill_tokens_per_s", "rounds_decode_tokens_per_s")
+    return [over_rounds(np.divide(getattr(at, name), getattr(base, name))) for name in names]
 
 
 def _minus(before: float | None, after: float | None) -> float | None:

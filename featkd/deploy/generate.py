@@ -1,13 +1,12 @@
 """Text from an exported model: greedy or sampled, of one prompt or several, token by token.
 
     generator = Generator(folder, threads=2)
-    tokens, ttft_s, decode_s = generator.generate(prompt_ids, new_tokens=64)
+    tokens = generator.generate(prompt_ids, new_tokens=64)
     for token in generator.stream(prompt_ids, 64, Sampling(temperature=0.8, top_p=0.95)): ...
 
 It opens one graph: the one made for generation (generate.onnx, see fused.py) on the CPU, else the general one.
 """
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -53,19 +52,12 @@ class Generator(Description):
         self.provider = self._steps.session.get_providers()[0]
         self.cache_bytes_per_token = _cache_bytes(self._steps.session)
 
-    def generate(self, prompt_ids: list[int], new_tokens: int) -> tuple[list[int], float, float]:
-        """Greedy continuation of one prompt; the end token is ignored, so every model does the same work.
+    def generate(self, prompt_ids: list[int], new_tokens: int) -> list[int]:
+        """Greedy continuation of one prompt [new_tokens]; the end token is ignored, so every model does the same work.
 
-        Returns (tokens [new_tokens], ttft_s, decode_s): seconds from the call to the first token, prompt already
-        tokenised, and seconds for the other new_tokens - 1.
         Raises InputError when prompt and new tokens do not fit into the model's positions.
         """
-        start = time.perf_counter()
-        stream = self.stream(prompt_ids, new_tokens)
-        tokens = [next(stream)]
-        first = time.perf_counter()
-        tokens.extend(stream)
-        return tokens, first - start, time.perf_counter() - first
+        return list(self.stream(prompt_ids, new_tokens))
 
     def stream(self, prompt_ids: list[int], new_tokens: int, sampling: Sampling = GREEDY) -> Iterator[int]:
         """The tokens of one continuation as they are made; leave the loop to stop early. Raises as `generate`."""

@@ -104,7 +104,7 @@ def _generated(model: Any, generator: Generator, prompt: list[int], tolerance: f
     room = (generator.max_positions or 1 << 30) - NEW_TOKENS
     prompt = prompt[: max(1, min(len(prompt) // 2, room))]
     count = NEW_TOKENS if room >= 1 else generator.max_positions - len(prompt) + 1
-    tokens, _, _ = generator.generate(prompt, count)
+    tokens = generator.generate(prompt, count)
     logits = torch_logits(model, prompt + tokens[:-1])[len(prompt) - 1 :]
     short = logits.max(-1) - logits[np.arange(count), tokens]
     return float((short > 2 * tolerance).mean())

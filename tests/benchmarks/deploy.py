@@ -34,6 +34,7 @@ from featkd.data import corpus, tasks, tokens
 from featkd.deploy.export import export
 from featkd.deploy.quantise import quantise
 from featkd.measure import latency
+from featkd.measure.timings import summarise
 from featkd.models.llama import llama_config
 from featkd.training import Shape
 
@@ -238,13 +239,13 @@ def _clocked(model: Any) -> list[float]:
 
 def repeated(folders: dict[str, Path], prompt: list[int]) -> list[dict[str, Any]]:
     """The product's latency tool on two models, several times: the speed-up of the first over the second."""
-    options = spec.Latency(prompt_tokens=PROMPT, new_tokens=NEW, repeats=5 if QUICK else 20)
+    options = spec.Latency(prompt_tokens=PROMPT, new_tokens=NEW, repeats=5 if QUICK else 20, batch_sizes=[])
     rows = []
     for number in range(REPETITIONS):
         start = time.perf_counter()
         raw = latency.measure(folders, options, prompt, THREADS, "cpu")
         mine, base = raw.values()
-        found = latency.summarise(mine, base)[0].decode_speedup
+        found = summarise(mine, base)[0].decode_speedup
         rows.append({"repetition": number, "speedup": found.value, "low": found.low, "high": found.high})
         print(rows[-1], f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
     for row in rows:

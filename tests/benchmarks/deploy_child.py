@@ -17,7 +17,17 @@ def featkd(folder: str, threads: int) -> Callable[[list[int], int], Generated]:
 
     from featkd.deploy.generate import Generator
 
-    return Generator(Path(folder), threads).generate
+    model = Generator(Path(folder), threads)
+
+    def generate(prompt: list[int], new_tokens: int) -> Generated:
+        start = time.perf_counter()
+        stream = model.stream(prompt, new_tokens)
+        tokens = [next(stream)]
+        first = time.perf_counter()
+        tokens.extend(stream)
+        return tokens, first - start, time.perf_counter() - first
+
+    return generate
 
 
 def eager(folder: str, threads: int) -> Callable[[list[int], int], Generated]:

@@ -1,16 +1,17 @@
 """Gates: an interval must lie wholly on one side; what was not measured can never be a go."""
 
 import pytest
+from operating import latency
 
 from featkd import spec
 from featkd.decide import gates
-from featkd.result import Fidelity, Interval, Latency, Memory, Quality, Roi
+from featkd.result import Fidelity, Interval, Memory, Quality, Roi
 
 
 def decide(rules, bounds=(1.0, 2.0), roi=None):
-    latency = Latency(decode_speedup=Interval(value=1.5, low=bounds[0], high=bounds[1]))
+    speed = latency(1000, 100, decode_speedup=Interval(value=1.5, low=bounds[0], high=bounds[1]))
     return gates.decide(
-        [spec.Gate(**rule) for rule in rules], Quality(why="not-run"), Fidelity(why="not-run"), latency, Memory(),
+        [spec.Gate(**rule) for rule in rules], Quality(why="not-run"), Fidelity(why="not-run"), speed, Memory(),
         roi or Roi(why="not-run"),
     )  # fmt: skip
 

@@ -1,6 +1,9 @@
 """ROI against arithmetic worked by hand."""
 
+import math
+
 import pytest
+from operating import latency, point
 
 from featkd import judging, spec
 from featkd.decide import roi
@@ -19,13 +22,6 @@ COST = spec.Cost(
     horizon_months=12,
     discount_rate=0,
 )
-
-
-def latency(prefill, decode, spread=0.0):
-    def interval(value):
-        return Interval(value=value, low=value * (1 - spread), high=value * (1 + spread))
-
-    return Latency(prefill_tokens_per_s=interval(prefill), decode_tokens_per_s=interval(decode))
 
 
 def test_a_case_worked_by_hand():
@@ -74,7 +70,7 @@ def test_a_month_at_the_unit_prices_costs_what_its_machines_cost():
 
 
 def test_rates_without_bounds_give_figures_without_bounds():
-    bare = Latency(prefill_tokens_per_s=Interval(value=2000), decode_tokens_per_s=Interval(value=500))
+    bare = latency(2000, 500, None)
     for student, teacher in ((bare, latency(1000, 100)), (latency(2000, 500), bare), (bare, bare)):
         found = roi.price(student, teacher, COST, 0, False)
         assert found.monthly_saving_usd.low is found.monthly_saving_usd.high is None
@@ -98,7 +94,6 @@ def test_intervals_contain_the_value_and_pair_best_with_worst():
 
 
 def test_a_slow_machine_is_slow_for_both():
-    apart = latency(2000, 500, 0.2)
     ratios = {
         "ttft_speedup": Interval(value=2, low=1.9, high=2.1),
         "decode_speedup": Interval(value=5, low=4.8, high=5.2),
@@ -106,12 +101,70 @@ def test_a_slow_machine_is_slow_for_both():
     busy = COST.model_copy(update={"requests_per_month": COST.requests_per_month.model_copy(update={"value": 2.6e8})})
     wide, narrow = (
         roi.price(found, latency(1000, 100, 0.2), busy, 0, False).monthly_saving_usd
-        for found in (apart, apart.model_copy(update=ratios))
+        for found in (latency(2000, 500, 0.2), latency(2000, 500, 0.2, **ratios))
     )
     assert wide.low < narrow.low < narrow.value == wide.value < narrow.high < wide.high
     # teacher 0.6 s at its usual pace: saved are 0.45 s, at paces of 0.8 and 1.2 that / 0.8 and / 1.2, nearly
     assert narrow.low == pytest.approx(0.45 / 1.2 / 0.45 * (narrow.value + 100) - 100, rel=0.05)
     assert narrow.high == pytest.approx(0.45 / 0.8 / 0.45 * (narrow.value + 100) - 100, rel=0.05)
+
+
+CURVE = Latency(
+    points=[
+        point(1, 1000, 100, ttft_ms=10, inter_token_ms=2, rounds_prefill_tokens_per_s=[900, 1000, 1100],
+              rounds_decode_tokens_per_s=[90, 100, 110]),
+        point(4, 1200, 250, ttft_ms=40, inter_token_ms=4, rounds_prefill_tokens_per_s=[1080, 1200, 1320],
+              rounds_decode_tokens_per_s=[225, 250, 275]),
+        point(16, 1100, 600, ttft_ms=200, inter_token_ms=9, rounds_prefill_tokens_per_s=[990, 1100, 1210],
+              rounds_decode_tokens_per_s=[540, 600, 660]),
+    ]
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("targets", "concurrency", "kept"),
+    [
+        ({}, 1, None),
+        ({"max_ttft_ms": 1000}, 16, True),
+        ({"max_ttft_ms": 40}, 4, True),
+        ({"max_inter_token_ms": 3.9}, 1, True),
+        ({"max_ttft_ms": 1000, "max_inter_token_ms": 5}, 4, True),
+        ({"max_ttft_ms": 9}, 1, False),
+    ],
+)
+def test_a_model_is_priced_where_it_serves_most_within_the_targets(targets, concurrency, kept):
+    cost = COST.model_copy(update={name: judging.Assumption(value=value) for name, value in targets.items()})
+    found = roi.price(CURVE, CURVE, cost, 0, is_teacher=True)
+    assert (found.concurrency, found.meets_target) == (concurrency, kept)
+    at = next(one for one in CURVE.points if one.concurrency == concurrency)
+    seconds = 100 / at.prefill_tokens_per_s.value + 50 / at.decode_tokens_per_s.value
+    assert found.machines == math.ceil(seconds * 2 / 0.5)
+
+
+def test_a_speed_up_between_two_concurrencies_is_taken_round_by_round():
+    cost = COST.model_copy(
+        update={
+            "max_inter_token_ms": judging.Assumption(value=5),
+            "requests_per_month": judging.Assumption(value=2.6e8),
+        }
+    )
+    paces = [0.8, 1.0, 1.2]  # of the machine, round by round
+    slow = latency(500, 50, 0.2, inter_token_ms=5, rounds_prefill_tokens_per_s=[500 * pace for pace in paces],
+                   rounds_decode_tokens_per_s=[50 * pace for pace in paces])  # fmt: skip
+    rounds = {
+        "rounds_prefill_tokens_per_s": [1200 * pace * off for pace, off in zip(paces, (0.99, 1, 1.01), strict=True)],
+        "rounds_decode_tokens_per_s": [250 * pace * off for pace, off in zip(paces, (0.98, 1, 1.02), strict=True)],
+    }
+    quick = Latency(
+        points=[point(1, 1000, 100, 0.2, inter_token_ms=2), point(4, 1200, 250, 0.2, inter_token_ms=4, **rounds)]
+    )
+    found = roi.price(quick, slow, cost, 0, False)
+    assert found.concurrency == 4
+    # 0.2 + 1 s against 0.0833 + 0.2 s, at paces of 0.8 and 1.2
+    value = found.monthly_saving_usd.value + 100
+    assert value == pytest.approx(2.6e8 / 2_629_800 * (1.2 - 0.28333) * 4 * 2 * 730.5, rel=0.01)
+    assert found.monthly_saving_usd.low + 100 == pytest.approx(value / 1.2, rel=0.02)
+    assert found.monthly_saving_usd.high + 100 == pytest.approx(value / 0.8, rel=0.02)
 
 
 def test_unmeasured_speed_leaves_the_section_empty_with_its_reason():
@@ -126,5 +179,7 @@ def test_discounting():
 
 
 def test_every_figure_of_the_business_case_is_listed():
-    listed = {row.name for row in roi.assumptions(COST)}
-    assert listed == set(spec.Cost.model_fields)
+    targets = {"max_ttft_ms", "max_inter_token_ms"}
+    assert {row.name for row in roi.assumptions(COST)} == set(spec.Cost.model_fields) - targets
+    wanted = COST.model_copy(update={name: judging.Assumption(value=9) for name in targets})
+    assert {row.name for row in roi.assumptions(wanted)} == set(spec.Cost.model_fields)

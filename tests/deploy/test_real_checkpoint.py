@@ -25,4 +25,4 @@ def test_its_text_is_pytorchs(tmp_path):
             whole = model.generate(
                 torch.tensor([prompt]), max_new_tokens=100, min_new_tokens=100, do_sample=False, pad_token_id=0
             )
-        assert Generator(tmp_path, 2).generate(prompt, 100)[0] == whole[0, len(prompt) :].tolist()
+        assert Generator(tmp_path, 2).generate(prompt, 100) == whole[0, len(prompt) :].tolist()

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -7,13 +8,13 @@ import time
 
 import numpy as np
 import pytest
-from scipy.stats import t
 
 from featkd import environment, spec
-from featkd.errors import InputError
+from featkd.errors import InputError, ModelFailed
 from featkd.measure import latency
+from featkd.measure.timings import summarise
 
-SMALL = spec.Latency(prompt_tokens=8, new_tokens=6, warmup=1, repeats=3, rounds=2)
+SMALL = spec.Latency(prompt_tokens=8, new_tokens=6, warmup=1, repeats=3, rounds=2, batch_sizes=[3])
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +36,10 @@ def test_raw_values_of_real_processes(raw, exported):
         assert done[name]["cache_bytes_per_token"] == {"llama": 2 * 2 * 2 * 8 * 4, "gpt2": 2 * 2 * 32 * 4}[kind]
         assert len(done[name]["rounds"]) == 2
         for one in done[name]["rounds"]:
-            assert len(one["ttft_ms"]) == len(one["decode_tokens_per_s"]) == 3
-            assert min(one["ttft_ms"] + one["decode_tokens_per_s"]) > 0
+            assert list(one["batches"]) == ["1", "3"]
+            for batch in one["batches"].values():
+                assert np.shape(batch["ttft_ms"]) == (3,) and np.shape(batch["inter_token_ms"]) == (3, 5)
+                assert min(batch["ttft_ms"]) > 0 and np.min(batch["inter_token_ms"]) > 0
             # this process holds torch: the child must not be charged with its size
             assert 20e6 < one["import_rss_bytes"] < one["peak_rss_bytes"] < 200e6
 
@@ -45,85 +48,32 @@ def test_models_that_do_not_fit_together_follow_each_other(exported, monkeypatch
     monkeypatch.setattr(environment, "free_memory_bytes", lambda device: 1)
     folders = {"teacher": exported("llama").onnx, "student": exported("gpt2").onnx}
     done = latency.measure(folders, SMALL, exported("llama").probe[0], 1, "cpu")
-    assert not done["student"]["in_turns"] and len(done["student"]["rounds"][1]["ttft_ms"]) == 3
+    assert not done["student"]["in_turns"] and len(done["student"]["rounds"][1]["batches"]["1"]["ttft_ms"]) == 3
 
 
 def test_summary(raw):
     done, _ = raw
-    times, memory = latency.summarise(done["student"], done["teacher"])
-    assert times.generations == 6 and len(times.raw_ttft_ms) == 6
-    by_round = [np.median(one["ttft_ms"]) for one in done["student"]["rounds"]]
-    assert times.ttft_ms.value == pytest.approx(np.sqrt(np.prod(by_round)))
-    for interval in (times.ttft_ms, times.decode_speedup, times.ttft_speedup, memory.rss_ratio):
+    times, memory = summarise(done["student"], done["teacher"])
+    assert times.generations == 6 and len(times.raw_ttft_ms) == len(times.raw_decode_tokens_per_s) == 6
+    alone, batch = times.points
+    assert (alone.concurrency, batch.concurrency) == (1, 3) and times.alone is alone
+    by_round = [one["batches"]["1"] for one in done["student"]["rounds"]]
+    assert alone.ttft_ms.p50.value == pytest.approx(np.sqrt(np.prod([np.median(one["ttft_ms"]) for one in by_round])))
+    slowest = [np.quantile(one["inter_token_ms"], 0.9) for one in by_round]
+    assert alone.inter_token_ms.p90.value == pytest.approx(np.sqrt(np.prod(slowest)))
+    for point in times.points:
+        assert point.prefill_tokens_per_s.value == pytest.approx(point.concurrency * 8e3 / point.ttft_ms.p50.value)
+        assert point.end_to_end_ms.p50.value > point.ttft_ms.p50.value + 4 * point.inter_token_ms.p50.value
+        assert point.end_to_end_ms.p50.value <= point.end_to_end_ms.p90.value <= point.end_to_end_ms.p99 * 1.5
+    # a step of three at once takes less than three steps
+    assert batch.decode_tokens_per_s.value > 1.2 * alone.decode_tokens_per_s.value
+    for interval in (alone.ttft_ms.p50, times.decode_speedup, times.ttft_speedup, memory.rss_ratio):
         assert interval.low <= interval.value <= interval.high
-    itself, same = latency.summarise(done["teacher"], done["teacher"])
-    assert itself.decode_speedup.model_dump() == {"value": 1.0, "low": 1.0, "high": 1.0} == same.rss_ratio.model_dump()
-    assert latency.summarise(done["teacher"], None)[0].decode_speedup is None
-
-
-def test_a_change_of_pace_within_a_round_cancels():
-    def paced(ms):
-        pace = np.array([1.0, 1.0, 1.0, 1.5, 1.5, 1.5, 1.5, 1.0, 1.5, 1.0])
-        rounds = [{"ttft_ms": list(ms * np.roll(pace, 3 * turn)), "decode_tokens_per_s": [1.0] * 10,
-                   "peak_rss_bytes": 1.0, "import_rss_bytes": 0.0} for turn in range(4)]  # fmt: skip
-        return {"provider": "x", "prompt_tokens": 8, "file_bytes": 1, "cache_bytes_per_token": 8, "rounds": rounds}
-
-    times = latency.summarise(paced(2.0), paced(6.0))[0]
-    assert times.ttft_speedup.value == pytest.approx(3.0)
-
-
-def test_the_ratio_is_right_and_drift_that_hits_both_cancels():
-    rng = np.random.default_rng(0)
-    student, teacher = (made(ms, [1.0, 1.6, 2.5, 1.3], rng) for ms in (2.0, 6.0))
-    times, _ = latency.summarise(student, teacher)
-    assert times.ttft_speedup.low < 3.0 < times.ttft_speedup.high
-    relative = lambda interval: (interval.high - interval.low) / interval.value  # noqa: E731
-    assert relative(times.ttft_speedup) < 0.5 * relative(times.ttft_ms)
-
-
-def test_intervals_cover_what_they_say():
-    """Drift of 3 % between rounds and noise of 2 % within, 5 rounds. A two-level bootstrap covers 0.90."""
-    rng, covered = np.random.default_rng(0), []
-    for _ in range(1500):
-        student, teacher = (made(ms, np.exp(rng.normal(0, 0.03, 5)), rng) for ms in (2.0, 6.0))
-        speedup = latency.summarise(student, teacher)[0].ttft_speedup
-        covered.append(speedup.low < 3.0 < speedup.high)
-    assert 0.93 < np.mean(covered) < 0.97
-
-
-def test_without_spread_between_rounds_there_are_no_bounds():
-    rng = np.random.default_rng(0)
-    student, teacher = made(2.0, [1.0], rng), made(6.0, [1.0], rng)
-    speedup = latency.summarise(student, teacher)[0].ttft_speedup
-    assert speedup.value == pytest.approx(3.0, rel=0.05) and speedup.low is None and speedup.high is None
-    times, memory = latency.summarise(made(2.0, [1.0, 1.1, 1.2], rng), made(6.0, [1.0, 1.1, 1.2], rng))
-    assert times.ttft_ms.low < 2.2 < times.ttft_ms.high
-    for same in (times.decode_tokens_per_s, times.decode_speedup, memory.peak_rss_bytes, memory.rss_ratio):
-        assert same.low is None and same.high is None
-
-
-@pytest.mark.parametrize("spread", [0.01, 0.1, 0.3])
-def test_it_says_how_many_rounds_a_speed_up_needs(spread):
-    ratios = 2 * np.exp(spread * np.array([-1.0, 0.5, 0.0, 1.0, -0.5]))
-    raw = [
-        {"provider": "x", "prompt_tokens": 8, "file_bytes": 1, "cache_bytes_per_token": 8,
-         "rounds": [{"ttft_ms": [1.0], "decode_tokens_per_s": [rate], "peak_rss_bytes": 1.0, "import_rss_bytes": 0.0}
-                    for rate in rates]}
-        for rates in (ratios, np.ones(5))
-    ]  # fmt: skip
-    found = latency.summarise(*raw)[0]
-    deviation = np.log(ratios).std(ddof=1)
-    half = {n: t.ppf(0.975, n - 1) * deviation / np.sqrt(n) for n in range(2, 1000)}
-    enough = next(n for n in half if half[n] <= np.log(1.05))
-    assert found.rounds_needed == (enough if enough > 5 else None)
-    assert (found.rounds_needed is None) == (spread == 0.01)
-
-
-def made(ms, drift, rng):
-    """Raw values of a model that takes `ms` to its first token, each round slowed by its drift."""
-    rounds = [{"ttft_ms": list(ms * slow * rng.normal(1, 0.02, 20)), "decode_tokens_per_s": [10 / ms] * 20,
-               "peak_rss_bytes": 1e6 * ms, "import_rss_bytes": 1e6} for slow in drift]  # fmt: skip
-    return {"provider": "x", "prompt_tokens": 8, "file_bytes": 1, "cache_bytes_per_token": 8, "rounds": rounds}
+    itself, same = summarise(done["teacher"], done["teacher"])
+    for point in itself.points:
+        assert point.decode_speedup.model_dump() == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert same.rss_ratio.model_dump() == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert summarise(done["teacher"], None)[0].decode_speedup is None
 
 
 def test_bad_input_is_told_in_one_line(exported, tmp_path):
@@ -131,6 +81,12 @@ def test_bad_input_is_told_in_one_line(exported, tmp_path):
         latency.measure({"a": exported("gpt2").onnx}, SMALL, [1, 2], 1, "cpu")
     with pytest.raises(InputError, match=r"model\.onnx"):
         latency.measure({"a": tmp_path}, SMALL, list(range(8)), 1, "cpu")
+    with pytest.raises(ModelFailed, match="b: .*does not load") as caught:
+        shutil.copytree(exported("gpt2").onnx, tmp_path / "broken")
+        (tmp_path / "broken" / "generate.onnx").write_bytes(b"no graph")
+        folders = {"a": exported("gpt2").onnx, "b": tmp_path / "broken"}
+        latency.measure(folders, SMALL, list(range(8)), 1, "cpu")
+    assert caught.value.model == "b"
 
 
 def test_the_child_dies_with_its_parent(exported, tmp_path):

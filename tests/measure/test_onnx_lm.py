@@ -35,7 +35,7 @@ def asked(model, kind, *arguments):
 def test_long_texts_and_is_greedy_agree_with_hflm(exported):
     """Texts beyond the model's length, empty contexts, shared contexts, contexts that end in a space."""
     theirs, mine = (opened(folder, 4) for folder in (exported("gpt2").hf, exported("gpt2").onnx))
-    greedy = mine.tokenizer.decode(mine._generator.generate(mine.tok_encode("the model"), 1)[0])
+    greedy = mine.tokenizer.decode(mine._generator.generate(mine.tok_encode("the model"), 1))
     pairs = [("", "the model"), ("the model ", "returns"), ("the model", " returns"), ("the model", greedy),
              ("the model", " of an array"), (tiny_models.text(3, 150), " of an array"),
              (tiny_models.text(3, 150), " the shape of the index"), ("the", " " + tiny_models.text(4, 20)),
@@ -103,7 +103,7 @@ def test_a_small_budget_for_logits_changes_no_result(exported, monkeypatch):
 def test_generation_ends_where_the_model_says(exported, tmp_path, file):
     done, until = exported("llama"), ("the model", {"until": ["\n\n"], "max_gen_toks": 12})
     plain = opened(done.onnx)
-    tokens, _, _ = plain._generator.generate(plain.tok_encode(until[0]), 12)
+    tokens = plain._generator.generate(plain.tok_encode(until[0]), 12)
     end = next((token for token in tokens if token != tokens[0]), tokens[0])
     texts = []
     for source in (done.hf, done.onnx):

@@ -15,11 +15,13 @@ from featkd.result import (
     Interval,
     Latency,
     Memory,
+    OperatingPoint,
     Parity,
     Quality,
     Roi,
     Score,
     Signal,
+    Times,
     Training,
 )
 
@@ -48,6 +50,24 @@ def parity(precision: str) -> Parity:
     )
     lower = {"tolerance": None, "argmax_agreement": 0.974, "mean_kl": 0.0123, "general_why": "attention has sinks"}
     return whole if precision == "fp32" else whole.model_copy(update={**lower, "graph": "general"})
+
+
+def operating_point(concurrency: int, first: float, speed: float, teacher: bool) -> OperatingPoint:
+    """Each doubling of the requests brings 1.6 times the tokens."""
+    gain = concurrency**0.68
+    gap = 1e3 * concurrency / (speed * gain)
+    whole = concurrency * first + 63 * gap
+    return OperatingPoint(
+        concurrency=concurrency,
+        ttft_ms=Times(p50=around(concurrency * first, 0.05 * first), p90=around(concurrency * first * 1.2, first * 0.1),
+                      p99=concurrency * first * 1.4),
+        inter_token_ms=Times(p50=around(gap, 0.03 * gap), p90=around(1.1 * gap, 0.05 * gap), p99=1.5 * gap),
+        end_to_end_ms=Times(p50=around(whole, 0.03 * whole), p90=around(1.1 * whole, 0.05 * whole), p99=1.5 * whole),
+        prefill_tokens_per_s=around(speed * 20, speed),
+        decode_tokens_per_s=around(speed * gain, 0.03 * speed * gain),
+        ttft_speedup=None if teacher else around(TTFT_MS["teacher"] / first, 0.12),
+        decode_speedup=None if teacher else around(speed / DECODE["teacher"], 0.09),
+    )  # fmt: skip
 
 
 def candidate(arm: str, size: str = "s", precision: str = "fp32", shrink: float = 1.0) -> Candidate:
@@ -87,13 +107,8 @@ def candidate(arm: str, size: str = "s", precision: str = "fp32", shrink: float 
         guardrails=Guardrails(why="guardrails-not-built"),
         latency=Latency(
             provider="CPUExecutionProvider",
-            ttft_ms=around(first, 0.05 * first),
-            decode_tokens_per_s=around(speed, 0.03 * speed),
-            prefill_tokens_per_s=around(speed * 20, speed),
+            points=[operating_point(size, first, speed, teacher) for size in (1, 4, 16)],
             generations=30,
-            ttft_speedup=None if teacher else around(TTFT_MS["teacher"] / first, 0.12),
-            decode_speedup=None if teacher else around(speed / DECODE["teacher"], 0.09),
-            ttft_ms_quantiles={"p50": first, "p90": first * 1.2},
             raw_ttft_ms=[first * rng.lognormvariate(0, 0.06) for _ in range(30)],
             raw_decode_tokens_per_s=[speed * rng.lognormvariate(0, 0.03) for _ in range(30)],
         ),
@@ -198,6 +213,7 @@ def accuracy(value: float, chance: float, teacher: float, baseline: bool) -> Sco
         estimate=share(value, 400),
         examples=400,
         chance=chance,
+        overlap=share(0.0225, 400),
         difference=None if baseline else around(value - teacher, 0.038),
         retained=None if baseline else around(kept, 0.09),
     )
@@ -214,6 +230,7 @@ def perplexity(value: float) -> Score:
         estimate=around(value, 0.03 * value),
         examples=400,
         chance=unigram,
+        overlap=Interval(value=0.005, low=0.001, high=0.018),
         ratio=None if baseline else around(ratio, 0.02),
         retained=None if baseline else around(kept, 0.006),
     )

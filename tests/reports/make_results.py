@@ -15,10 +15,12 @@ from featkd.result import (
     Latency,
     Memory,
     Parity,
+    Part,
     Recommendation,
     Result,
     Roi,
     Stage,
+    Times,
 )
 
 
@@ -115,9 +117,12 @@ def without_intervals() -> Result:
     return base.model_copy(update={"candidates": found, "recommendation": Recommendation(code="undecided")})
 
 
-def _bare(part: Latency | Memory | Roi) -> Latency | Memory | Roi:
+def _bare(part: Part) -> Part:
     figures = {field: getattr(part, field) for field in type(part).model_fields}
     bare = {field: Interval(value=value.value) for field, value in figures.items() if isinstance(value, Interval)}
+    bare |= {field: _bare(value) for field, value in figures.items() if isinstance(value, Times)}
+    if isinstance(part, Latency):
+        bare["points"] = [_bare(point) for point in part.points]
     if isinstance(part, Roi):
         bare |= {"payback_months_low": None, "payback_months_high": None}
     return part.model_copy(update=bare)

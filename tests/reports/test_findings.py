@@ -94,6 +94,22 @@ def test_intervals_do_not_speak_for_other_seeds():
     assert JA("limits.several_seeds", trainings=3) in limits.stated(make_results.several_seeds(), JA)
 
 
+def test_a_task_that_the_training_text_holds_in_part_is_a_limit_and_a_row_only_where_it_is_gated():
+    result = make_results.full()
+    for t in (EN, JA):
+        assert t("limits.overlap", task=t.task("heldout_routing"), share="2.25") in limits.stated(result, t)
+        assert not any(t.task("heldout_perplexity") in line for line in limits.stated(result, t))
+    assert ("Routing to the right topic", ("2.2%", "0.8–3.7%")) in view.overlaps(result, EN)
+    gated = GateOutcome(metric="quality.heldout_routing.overlap", at_most=0.05, severity="warn", outcome="pass")
+    verdict = result.candidates["sft"].verdict.model_copy(update={"gates": [gated]})
+    found = {"sft": result.candidates["sft"].model_copy(update={"verdict": verdict})}
+    with_gate = result.model_copy(update={"candidates": result.candidates | found})
+    labels = [
+        [row.label for row in view.comparison(one, EN).rows].count(EN("rows.overlap")) for one in (result, with_gate)
+    ]
+    assert labels == [0, 1]
+
+
 def test_rates_priced_at_other_lengths_are_a_limit():
     base = make_results.full()
     cost = {

@@ -19,6 +19,7 @@ EN = text.load("en")
         (-0.0177, -0.0463, 0.0113, "−0.018 (−0.046 to 0.011)"),
         (0.0, -0.4, 0.4, "0.0 (−0.4 to 0.4)"),
         (2.0, 2.0, 2.0, "2 (2–2)"),
+        (5123.0, 0.654, 40_100_000.0, "5,100 (0.65–40,000,000)"),  # rounds of timing that do not agree
     ],
 )
 def test_digits_follow_the_interval(value, low, high, shown):
