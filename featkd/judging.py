@@ -16,12 +16,16 @@ class Quality(Section):
         ["heldout_perplexity", "heldout_continuation"],
         min_length=1,
         description="heldout_perplexity, heldout_continuation, heldout_routing (made from the held-out documents), "
-        "or any lm-eval task by name.",
+        "heldout_exact_match, heldout_f1 (the answer generated to held-out prompts), heldout_choice (the one chosen "
+        "among data.choices_field or among all responses), or any lm-eval task by name.",
     )
     include: str | None = Field(None, description="A folder with your own lm-eval YAML tasks.")
     max_examples: int = Field(400, ge=8, description="Examples per task.")
     context_tokens: int = Field(64, ge=4, description="Tokens shown before a continuation.")
     continuation_tokens: int = Field(32, ge=2, description="Tokens of each candidate continuation.")
+    answer_tokens: int = Field(
+        64, ge=1, description="Most tokens of a response that is to be generated; longer ones are not asked for."
+    )
     batch_size: int = Field(32, ge=1, description="Sequences per batch.")
 
 

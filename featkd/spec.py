@@ -58,6 +58,14 @@ class Data(Section):
         description="What a training token attends to. document: its own document alone, as when it is scored; block: "
         "whatever stands before it in its block, other documents too: faster, the more so the longer the block.",
     )
+    choices_field: str | None = Field(
+        None, description="Column with a list of answers, the response among them, for the heldout_choice task."
+    )
+    group_field: str | None = Field(
+        None,
+        description="Column that names where a row is from, e.g. a document: rows of one are on one side of the split. "
+        "Default: rows of one prompt are.",
+    )
     label_field: str | None = Field(
         None, description="Column with a class, for the heldout_routing task; training documents end with it."
     )
@@ -80,6 +88,8 @@ class Data(Section):
             raise ValueError("builtin: docstrings needs packages, e.g. packages: [stdlib, numpy]")
         if bool(self.prompt_field) != bool(self.response_field):
             raise ValueError("prompt_field and response_field go together: set both or neither")
+        if self.choices_field and not self.prompt_field:
+            raise ValueError("choices_field needs prompt_field and response_field")
         if self.min_chars > self.max_chars:
             raise ValueError("min_chars is above max_chars: write a smaller min_chars")
         return self

@@ -60,7 +60,7 @@ def overlaps(result: Result, t: Text) -> list[tuple[str, Figure]]:
 
 def is_share(metric: str) -> bool:
     """Accuracy-like metrics of lm-eval are shares and are printed as percentages."""
-    return metric.startswith(("acc", "exact_match", "f1", "em", "pass@"))
+    return metric.startswith(("acc", "exact_match", "f1", "token_f1", "em", "pass@"))
 
 
 def shared_reason(result: Result, section: str) -> str | None:

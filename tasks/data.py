@@ -83,7 +83,9 @@ def quality_tasks(context: Context, corpus: Artefact, blocks: Artefact, tokenize
     from featkd.data import tasks, tokens
 
     spec = context.spec
-    asked = spec.quality.model_dump(mode="json", include={"max_examples", "context_tokens", "continuation_tokens"})
+    asked = spec.quality.model_dump(
+        mode="json", include={"max_examples", "context_tokens", "continuation_tokens", "answer_tokens"}
+    )
     names = [name for name in spec.quality.tasks if name.startswith("heldout_")]
     inputs = {"tokens": blocks.key, "window": window, "tasks": names, **asked}
 

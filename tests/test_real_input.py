@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pandas
 import pytest
 import yaml
 from test_poc import featkd, outcome
@@ -111,9 +112,13 @@ def japanese_questions(folder):
     def rows(part):
         return [json.loads(line) for line in (SHARED / f"data/ja_jglue/jcommonsenseqa-v1.3_{part}-v1.3.json").open()]
 
-    pairs = [{"question": row["question"], "answer": row[f"choice{row['label']}"]} for row in rows("train")]
+    def choices(row):
+        return [row[f"choice{n}"] for n in range(5)]
+
+    pairs = [{"question": row["question"], "answer": choices(row)[row["label"]], "choices": choices(row)}
+             for row in rows("train")]  # fmt: skip
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs))
-    asked = [{**row, "choices": [row[f"choice{n}"] for n in range(5)]} for row in rows("valid")]
+    asked = [{**row, "choices": choices(row)} for row in rows("valid")]
     tasks = folder / "tasks"
     tasks.mkdir()
     (tasks / "asked.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in asked))
@@ -138,7 +143,13 @@ def test_japanese_prompts_and_responses(tmp_path):
     result = run(
         tmp_path,
         name="ja-questions",
-        data={"files": ["pairs.jsonl"], "prompt_field": "question", "response_field": "answer", "max_documents": 4000},
+        data={
+            "files": ["pairs.jsonl"],
+            "prompt_field": "question",
+            "response_field": "answer",
+            "choices_field": "choices",
+            "max_documents": 4000,
+        },
         teacher={
             "if_inadequate": "warn",
             "train": {
@@ -153,7 +164,14 @@ def test_japanese_prompts_and_responses(tmp_path):
         block_size=64,
         training={"tokens": 40_000, "batch_size": 8, "learning_rate": 3e-3},
         quality={
-            "tasks": ["heldout_perplexity", "jcommonsenseqa_mine"],
+            "tasks": [
+                "heldout_perplexity",
+                "heldout_choice",
+                "heldout_exact_match",
+                "heldout_f1",
+                "jcommonsenseqa_mine",
+            ],
+            "answer_tokens": 12,
             "include": str(tasks),
             "max_examples": 100,
         },
@@ -161,6 +179,16 @@ def test_japanese_prompts_and_responses(tmp_path):
     )
     score = result.candidates["teacher"].quality.tasks["heldout_perplexity"]
     assert score.metric == "token_perplexity" and 1 < score.estimate.value < score.chance
-    assert result.candidates["teacher"].quality.tasks["jcommonsenseqa_mine"].chance == pytest.approx(0.2)
-    (examples,) = (tmp_path / ".featkd/store/tasks").glob("*/heldout_perplexity.jsonl")
-    assert "\ufffd" not in examples.read_text() and "？" in examples.read_text()
+    for candidate in result.candidates.values():
+        found = candidate.quality.tasks
+        assert (
+            found["jcommonsenseqa_mine"].chance == pytest.approx(found["heldout_choice"].chance) == pytest.approx(0.2)
+        )
+        assert 0 <= found["heldout_exact_match"].estimate.value <= found["heldout_f1"].estimate.value < 1
+        assert found["heldout_choice"].metric == "acc_norm" and found["heldout_f1"].metric == "token_f1"
+        assert all(score.overlap.value < 0.2 for score in found.values())
+    page = next((tmp_path / ".featkd/runs").glob("*/report.ja.html")).read_text()
+    assert "正しい回答の生成" in page
+    (examples,) = (tmp_path / ".featkd/store/tasks").glob("*/heldout_perplexity.parquet")
+    said = pandas.read_parquet(examples).to_string(max_colwidth=None)
+    assert "\ufffd" not in said and "？" in said

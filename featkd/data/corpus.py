@@ -1,6 +1,6 @@
 """The corpus artefact: cleaned, deduplicated documents, split by content, near-duplicates across the split removed.
 
-documents.parquet has the columns id, part (train | valid | test), prompt, text, label.
+documents.parquet has the columns id, part (train | valid | test), prompt, text, label, choices (a JSON list).
 """
 
 from collections.abc import Iterable
@@ -20,8 +20,8 @@ MIN_HELD_OUT = 8
 def build(data: spec.Data, out: Path, processes: int = 1, scratch: Path | None = None) -> dict[str, Any]:
     """Read, clean, split and snapshot the documents. Returns the meta: counts and the content digest.
 
-    The split depends on each document's content alone, so that a refresh keeps every old document on its side, and
-    the passages of a long document stay together.
+    The split depends on each document's content alone, so that a refresh keeps every old document on its side; the
+    passages of a long document stay together, and so do the responses to one prompt and the rows of one group.
     Raises InputError when too little is left.
     """
     import pandas
@@ -31,12 +31,12 @@ def build(data: spec.Data, out: Path, processes: int = 1, scratch: Path | None =
         row["part"] = _part(row.pop("origin"), data.held_out)
     kept = _without_near_duplicates(rows)
     _check_enough(kept, len(rows) - len(kept), data)
-    frame = pandas.DataFrame(kept, columns=["id", "part", "prompt", "text", "label"])
+    frame = pandas.DataFrame(kept, columns=["id", "part", "prompt", "text", "label", "choices"])
     frame.to_parquet(out / "documents.parquet", index=False)
     parts = frame["part"].value_counts().to_dict()
     return {
         "source": data.builtin or data.hub or ", ".join(Path(file).name for file in data.files),
-        "digest": digest([[row["id"], row["part"], row["label"]] for row in kept]),
+        "digest": digest([[row["id"], row["part"], row["label"], row["choices"]] for row in kept]),
         "documents": len(frame),
         "training_documents": parts["train"],
         "valid_documents": parts["valid"],
@@ -63,12 +63,14 @@ def _clean(documents: Iterable[dict[str, Any]], data: spec.Data) -> list[dict[st
             document[name].replace("\x00", "").encode("utf-8", "ignore").decode().strip("\ufeff").strip()
             for name in ("text", "prompt")
         )
-        origin = digest([prompt, text])[:20]
+        said = document["group"] or prompt
+        origin = digest([said, "" if said else text])[:20]
         for passage in [text] if prompt else _passages(text, data.max_chars):
             if len(passage) < data.min_chars:
                 continue
             identity = digest([prompt, passage])[:20]
-            row = {"id": identity, "origin": origin, "prompt": prompt, "text": passage, "label": document["label"]}
+            row = {"id": identity, "origin": origin, "prompt": prompt, "text": passage,
+                   "label": document["label"], "choices": document["choices"]}  # fmt: skip
             found.setdefault(identity, row)
     return _capped(sorted(found.values(), key=lambda row: row["id"]), data.max_documents)
 

@@ -25,6 +25,7 @@ from featkd.store import file_sha256
 
 ENDINGS = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
 Row = dict[str, Any]
+MISSING = object()
 
 
 def source_identity(data: spec.Data) -> dict[str, Any]:
@@ -37,23 +38,33 @@ def source_identity(data: spec.Data) -> dict[str, Any]:
 
 
 def read(data: spec.Data, processes: int = 1, cache: Path | None = None) -> Iterator[dict[str, Any]]:
-    """Documents {prompt, text, label}: `prompt` is '' for plain text, `label` None where there is no class.
+    """Documents {prompt, text, label, choices, group}: `prompt` is '' for plain text, the others None where not told.
+
+    choices: a JSON list of answers.
 
     cache: a folder for what `datasets` writes while it reads local files; a temporary one by default.
     Raises InputError for a missing file, an unreadable one, or a field that no row has.
     """
     if data.builtin:
         for document in docstrings.read(data.packages, data.min_chars, processes):
-            yield {"prompt": "", **document}
+            yield {"prompt": "", **document, "choices": None, "group": None}
         return
-    wanted = {"text": data.response_field or data.text_field, "prompt": data.prompt_field, "label": data.label_field}
-    unseen, keys = {field for field in wanted.values() if field}, ""
+    wanted = {"text": data.response_field or data.text_field, "prompt": data.prompt_field, "label": data.label_field,
+              "group": data.group_field}  # fmt: skip
+    unseen, keys = {field for field in (*wanted.values(), data.choices_field) if field}, ""
     for row in _rows(data, cache):
         keys = keys or ", ".join(map(str, row))
         found = {name: _text(row, field) if field else None for name, field in wanted.items()}
         unseen -= {wanted[name] for name, value in found.items() if value is not None}
-        label = (found["label"] or "").strip()
-        yield {"prompt": found["prompt"] or "", "text": found["text"] or "", "label": label or None}
+        choices = _field(row, data.choices_field) if data.choices_field else None
+        unseen -= {data.choices_field} if choices is not MISSING else set()
+        yield {
+            "prompt": found["prompt"] or "",
+            "text": found["text"] or "",
+            "label": (found["label"] or "").strip() or None,
+            "choices": _listed(choices, data.choices_field),
+            "group": found["group"] or None,
+        }
     if unseen and keys:
         raise InputError(f"data: no field {min(unseen)!r}; the rows have {keys}")
 
@@ -149,6 +160,25 @@ def _local_files(patterns: list[str]) -> list[Path]:
 
 def _text(row: Row, field: str) -> str | None:
     """The field as text, '' where it is null; None where the row has no such field."""
+    value = _field(row, field)
+    if isinstance(value, dict | list):
+        raise InputError(f"data: field {field!r} is not text but a {type(value).__name__}; write e.g. {field}.0")
+    return None if value is MISSING else "" if value is None else str(value)
+
+
+def _listed(choices: Any, field: str | None) -> str | None:
+    """A list of texts as JSON; a text that is such JSON already stays, as in a table."""
+    if choices in (None, MISSING, ""):
+        return None
+    if isinstance(choices, str):
+        choices = _parsed(choices, f"data.choices_field: {field}: {choices[:40]!r}")
+    if not isinstance(choices, list) or any(isinstance(choice, dict | list) for choice in choices):
+        raise InputError(f"data.choices_field: {field!r} is no list of texts; write answers as a list")
+    return json.dumps([str(choice) for choice in choices], ensure_ascii=False)
+
+
+def _field(row: Row, field: str) -> Any:
+    """What stands there; MISSING where the row has no such field."""
     value: Any = row
     for part in [field] if field in row else field.split("."):
         if isinstance(value, list) and part.isdigit() and int(part) < len(value):
@@ -156,10 +186,8 @@ def _text(row: Row, field: str) -> str | None:
         elif isinstance(value, dict) and part in value:
             value = value[part]
         else:
-            return None
-    if isinstance(value, dict | list):
-        raise InputError(f"data: field {field!r} is not text but a {type(value).__name__}; write e.g. {field}.0")
-    return "" if value is None else str(value)
+            return MISSING
+    return value
 
 
 def _package_version(package: str) -> str:

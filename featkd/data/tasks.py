@@ -1,8 +1,9 @@
-"""Quality tasks made of the held-out documents, as real lm-eval tasks: YAML and JSONL in one folder.
+"""Quality tasks made of the held-out documents, as real lm-eval tasks: YAML and Parquet in one folder.
 
 heldout_perplexity     log-likelihood of whole documents, or of responses given their prompts
 heldout_continuation   the true next passage among four; the others come from other documents with the same label
 heldout_routing        which class (library) does the document belong to
+heldout_exact_match, heldout_f1, heldout_choice: of prompt and response data, see answers.py
 
 Texts are cut to a number of tokens, between words where a passage is to go on, and never inside a character.
 """
@@ -10,7 +11,6 @@ Texts are cut to a number of tokens, between words where a passage is to go on, 
 import json
 import random
 from collections import Counter
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 import yaml
 
 from featkd import spec
+from featkd.data import answers
 from featkd.data.corpus import documents
 from featkd.data.tokens import context_and_text, encode, encode_pairs, head, tail
 from featkd.errors import InputError
@@ -28,7 +29,10 @@ MIN_EXAMPLES = 8
 PREFIX_ROOM = 1  # the token before the first one that is scored
 REMEDY = {
     "heldout_continuation": "few are long enough; lower quality.continuation_tokens (and, for plain text, "
-    "quality.context_tokens), or leave it out of quality.tasks"
+    "quality.context_tokens), or leave it out of quality.tasks",
+    "heldout_exact_match": "few responses are short enough; raise quality.answer_tokens or add data",
+    "heldout_f1": "few responses are short enough; raise quality.answer_tokens or add data",
+    "heldout_choice": "in few rows the response is one of the answers in data.choices_field; add data",
 }
 
 
@@ -42,12 +46,16 @@ def build(
     """
     rows = documents(corpus, "test")
     for row in rows:
+        row["response"] = row["text"]
         row["context"], row["text"] = context_and_text(tokenizer, row, data)
     random.Random(0).shuffle(rows)
     makers = {
         "heldout_perplexity": lambda: _perplexity(rows, tokenizer, unigram, quality, window),
         "heldout_continuation": lambda: _continuation(rows, tokenizer, quality, window),
         "heldout_routing": lambda: _routing(rows, tokenizer, data, quality, window),
+        "heldout_exact_match": lambda: answers.generated("exact_match", rows, tokenizer, data, quality, window),
+        "heldout_f1": lambda: answers.generated("token_f1", rows, tokenizer, data, quality, window),
+        "heldout_choice": lambda: answers.chosen(rows, tokenizer, data, quality, window, corpus),
     }
     meta: dict[str, Any] = {"chance": {}, "examples": {}}
     for name in quality.tasks:
@@ -152,7 +160,7 @@ def _whole_words(beginning: str, text: str) -> str:
 
 
 def _routing(rows: list[dict], tokenizer: Any, data: spec.Data, quality: spec.Quality, window: int) -> tuple:
-    rows = _balanced([row for row in rows if row["label"]], quality.max_examples)
+    rows = answers.balanced([row for row in rows if row["label"]], "label", quality.max_examples)
     labels = sorted({row["label"] for row in rows})
     if len(labels) < 2:
         raise InputError("quality.tasks: heldout_routing needs at least two classes in data.label_field")
@@ -173,22 +181,15 @@ def _routing(rows: list[dict], tokenizer: Any, data: spec.Data, quality: spec.Qu
     return config, examples, max(counts.values()) / len(rows)
 
 
-def _balanced(rows: list[dict], most: int) -> list[dict]:
-    """At most `most` rows, of each class as many: else always naming the commonest would look like skill."""
-    by_label: dict[str, list[dict]] = {}
-    for row in rows:
-        by_label.setdefault(row["label"], []).append(row)
-    turns = zip_longest(*(by_label[label] for label in sorted(by_label)))
-    return [row for turn in turns for row in turn if row is not None][:most]
-
-
 def _write(name: str, config: dict[str, Any], examples: list[dict], out: Path) -> None:
-    with (out / f"{name}.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(example, ensure_ascii=False) + "\n" for example in examples)
+    """The examples as Parquet: of JSON `datasets` would guess types, and take answers like 2026-01-31 for times."""
+    import pandas
+
+    pandas.DataFrame(examples).to_parquet(out / f"{name}.parquet", index=False)
     task = {
         "task": name,
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": f"{name}.jsonl"}},
+        "dataset_path": "parquet",
+        "dataset_kwargs": {"data_files": {"test": f"{name}.parquet"}},
         "test_split": "test",
         **config,
         "metadata": {"version": 1},

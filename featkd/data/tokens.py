@@ -93,7 +93,7 @@ def _chat(tokenizer: Any, turns: list[dict[str, str]], **options: Any) -> str:
         raise InputError(f"data.prompt_format: the chat template fails ({reason}); write plain") from None
 
 
-def _turn_end(tokenizer: Any, data: spec.Data) -> str:
+def turn_end(tokenizer: Any, data: spec.Data) -> str:
     """What the chat template writes after an answer: the model has to learn to end its turn."""
     if not (data.prompt_field and _in_chat(tokenizer, data)):
         return ""
@@ -191,8 +191,8 @@ def _blocks(rows: list[dict[str, Any]], tokenizer: Any, data: spec.Data, block_s
     ids: list[int] = []
     labels: list[int] = []
     starts: list[int] = []
-    end, turn_end, alone = separator(tokenizer), _turn_end(tokenizer, data), data.attention == "document"
-    for context, text in _encoded(rows, tokenizer, data, turn_end):
+    end, alone = separator(tokenizer), data.attention == "document"
+    for context, text in _encoded(rows, tokenizer, data):
         read = beginning(tokenizer, context) + context
         learned = text if end is None or text[-1:] == [end] else [*text, end]
         # lm-eval puts the end token before plain text where there is no begin token: it ends one document, of which it
@@ -217,13 +217,12 @@ def _positions(starts: list[int], size: int, block_size: int) -> np.ndarray:
     return places - np.maximum.accumulate(begun)
 
 
-def _encoded(
-    rows: list[dict[str, Any]], tokenizer: Any, data: spec.Data, turn_end: str
-) -> Iterator[tuple[list[int], list[int]]]:
+def _encoded(rows: list[dict[str, Any]], tokenizer: Any, data: spec.Data) -> Iterator[tuple[list[int], list[int]]]:
+    closing = turn_end(tokenizer, data)
     for start in range(0, len(rows), ENCODE_BATCH):
         pairs = []
         for row in rows[start : start + ENCODE_BATCH]:
-            learned = _learned(row, data.label_prompt) + (turn_end if row["prompt"] else "")
+            learned = _learned(row, data.label_prompt) + (closing if row["prompt"] else "")
             pairs.append(context_and_text(tokenizer, {**row, "text": learned}, data))
         yield from encode_pairs(tokenizer, pairs)
 

@@ -22,7 +22,7 @@ from featkd.measure.statistics import is_perplexity
 
 PERPLEXITIES = ("word_perplexity", "byte_perplexity", "bits_per_byte", "perplexity")
 PER_TOKEN = "token_perplexity"
-PREFERRED = ("acc", "acc_norm", "exact_match", "f1", "bleu", "rouge1")
+PREFERRED = ("acc", "acc_norm", "exact_match", "f1", "token_f1", "bleu", "rouge1")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
@@ -66,6 +66,7 @@ def evaluate(
         from lm_eval import simple_evaluate
         from transformers import AutoTokenizer
 
+        from featkd.measure import metrics  # noqa: F401  (registers them)
         from featkd.measure.onnx_lm import OnnxLM
 
         manager = _manager(names, include)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas
 import torch
 from evidence import DEVICE, QUICK
 
@@ -177,8 +178,6 @@ def _data() -> dict[str, spec.Data]:
 
 
 def _tokenizer(folder: Path, names: list[str]) -> None:
-    import pandas
-
     mixed = folder / "mixed"
     mixed.mkdir(exist_ok=True)
     frames = [pandas.read_parquet(folder / name / "documents.parquet") for name in names]
@@ -251,8 +250,7 @@ def held_out(model: Any, corpus: Path, run: Runtime) -> list[list[float]]:
 def continuation(model: Any, folder: Path, corpus: str) -> list[int]:
     """Whether the true passage is the one that its context makes likeliest, compared with no context (0 or 1 each)."""
     tokenizer, end = tokens.load_tokenizer(folder / "tokenizer"), 0
-    lines = (folder / corpus / "heldout_continuation.jsonl").read_text().splitlines()
-    examples = [json.loads(line) for line in lines]
+    examples = pandas.read_parquet(folder / corpus / "heldout_continuation.parquet").to_dict("records")
     pairs = tokens.encode_pairs(tokenizer, [(one["context"], choice) for one in examples for choice in one["choices"]])
     scores = _log_likelihoods(model, pairs) - _log_likelihoods(model, [([end], text) for _, text in pairs])
     chosen = scores.reshape(len(examples), -1).argmax(1)

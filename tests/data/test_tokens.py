@@ -1,9 +1,9 @@
 """From documents to tokens, blocks and tasks."""
 
 import copy
-import json
 
 import numpy as np
+import pandas
 import pytest
 import yaml
 from test_data import TEXTS, data, japanese, write
@@ -11,6 +11,10 @@ from test_data import TEXTS, data, japanese, write
 from featkd import spec
 from featkd.data import corpus, tasks, tokens
 from featkd.errors import InputError
+
+
+def read(file):
+    return pandas.read_parquet(file).to_dict("records")
 
 
 @pytest.fixture(scope="module")
@@ -222,13 +226,13 @@ def test_tasks_are_real_lm_eval_tasks_from_held_out_documents(prepared, tmp_path
     assert meta["chance"]["heldout_routing"] == 0.5
     held_out = " ".join(row["text"] for row in corpus.documents(folder, "test"))
     for name in names:
-        rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        rows = read(tmp_path / f"{name}.parquet")
         assert len(rows) == meta["examples"][name] == 20
         assert yaml.safe_load((tmp_path / f"{name}.yaml").read_text())["task"] == name
-    for row in map(json.loads, (tmp_path / "heldout_continuation.jsonl").read_text().splitlines()):
+    for row in read(tmp_path / "heldout_continuation.parquet"):
         assert len(set(row["choices"])) == 4
         assert row["choices"][row["gold"]].strip() in held_out
-    rows = [json.loads(line) for line in (tmp_path / "heldout_perplexity.jsonl").read_text().splitlines()]
+    rows = read(tmp_path / "heldout_perplexity.parquet")
     assert all(row["context"].startswith("Question") and row["text"].startswith("\n") for row in rows)
     assert [row["tokens"] for row in rows] == [len(ids) for ids in tokens.encode(tokenizer, [r["text"] for r in rows])]
 
@@ -240,7 +244,7 @@ def test_a_passage_goes_on_between_words_and_japanese_between_characters(prepare
         source = data(write(tmp_path, "a.jsonl", [{"text": text} for text in texts]))
         corpus.build(source, tmp_path)
         tasks.build(tmp_path, tokenizer, np.zeros(len(tokenizer)), source, quality, 64, tmp_path)
-        rows = [json.loads(line) for line in (tmp_path / "heldout_continuation.jsonl").read_text().splitlines()]
+        rows = read(tmp_path / "heldout_continuation.parquet")
         assert len(rows) > 8
         for row in rows:
             whole = row["context"] + row["choices"][row["gold"]]

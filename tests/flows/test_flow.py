@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from featkd import specfile
-from featkd.errors import InputError, RunError
+from featkd.errors import InputError, ModelFailed, RunError
 from flows import poc
 from tasks.context import Context
 
@@ -66,7 +66,7 @@ def test_tasks_that_cannot_be_built_are_told_before_a_teacher_is_trained(tmp_pat
         found.prepare()
 
 
-def test_an_export_that_fails_stops_its_candidate_alone(tmp_path, monkeypatch):
+def test_what_fails_stops_its_candidate_alone(tmp_path, monkeypatch):
     found, model = work(tmp_path), SimpleNamespace(training="trained")
     done = artefact(tmp_path)
 
@@ -75,21 +75,44 @@ def test_an_export_that_fails_stops_its_candidate_alone(tmp_path, monkeypatch):
             raise RunError("an operator that ONNX does not know")
         return done, SimpleNamespace(passed=True)
 
+    def accuracy(context, label, onnx, tasks):
+        if label == "logit-kd-m-fp32":
+            raise RunError("out of memory")
+        return "measured"
+
     monkeypatch.setattr(poc.deploy, "export", export)
-    monkeypatch.setattr(poc.measure, "accuracy", lambda *arguments: "measured")
+    monkeypatch.setattr(poc.measure, "accuracy", accuracy)
     monkeypatch.setattr(poc, "_samples", lambda accuracy: "samples")
     found.tasks = done
-    for name in ("sft-m-fp32", "sft-s-fp32"):
+    for name in ("sft-m-fp32", "logit-kd-m-fp32", "sft-s-fp32"):
         found.measure_quality(name, {0: model})
-    failed, other = found.evidence["sft-m-fp32"], found.evidence["sft-s-fp32"]
-    assert (failed.why, failed.failure, failed.samples) == (
-        "export-failed",
-        "an operator that ONNX does not know",
-        None,
-    )
-    assert other.samples == "samples"
+    told = {name: (one.why, one.failure, one.samples) for name, one in found.evidence.items()}
+    assert told["sft-m-fp32"] == ("export-failed", "an operator that ONNX does not know", None)
+    assert told["logit-kd-m-fp32"] == ("accuracy-failed", "out of memory", None)
+    assert found.evidence["sft-s-fp32"].samples == "samples"
     with pytest.raises(RunError, match="operator"):
         found.measure_quality("teacher", {None: model})
+
+
+def test_a_model_that_cannot_be_timed_is_left_out_and_the_others_are_timed(tmp_path, monkeypatch):
+    found, asked = work(tmp_path), []
+    for name in ("teacher", "sft-m-fp32", "logit-kd-m-fp32"):
+        found.evidence[name].samples = "samples"
+        found.onnx[poc._place(found.evidence[name], found.evidence[name].seed)] = name
+
+    def latency(context, folders, tasks):
+        asked.append(list(folders))
+        if "sft-m-fp32" in folders:
+            raise ModelFailed("sft-m-fp32", "killed")
+        return SimpleNamespace(json=lambda file: {name: f"times of {name}" for name in folders})
+
+    monkeypatch.setattr(poc.measure, "latency", latency)
+    found.tasks = None
+    found.speed()
+    assert asked == [["teacher", "sft-m-fp32", "logit-kd-m-fp32"], ["teacher", "logit-kd-m-fp32"]]
+    failed = found.evidence["sft-m-fp32"]
+    assert (failed.latency, failed.why, failed.failure) == (None, "latency-failed", "killed")
+    assert found.evidence["logit-kd-m-fp32"].latency == "times of logit-kd-m-fp32"
 
 
 @pytest.mark.parametrize(("largest", "probe"), [(10, 3), (7, 10)], ids=["blocks", "probe"])

@@ -7,6 +7,7 @@ import pandas
 import pytest
 import tiny_models
 
+from featkd.data import answers
 from featkd.errors import InputError
 from featkd.measure import accuracy
 from featkd.measure.statistics import score
@@ -123,6 +124,35 @@ def test_perplexity_of_responses_given_their_prompts_is_per_token(exported, tmp_
     summary = accuracy.evaluate(done.onnx, ["answers"], [tmp_path], None, 8, 2, "cpu", tmp_path / "out")["answers"]
     assert summary["value"] == pytest.approx(math.exp(-nats / count), rel=1e-5)
     assert (summary["metric"], summary["higher_is_better"], summary["examples"]) == ("token_perplexity", False, 10)
+
+
+def test_generated_answers_are_held_against_the_true_ones(exported, tmp_path):
+    from transformers import AutoTokenizer
+
+    from featkd.deploy.generate import Generator
+
+    done = exported("llama")
+    tokenizer, generator = AutoTokenizer.from_pretrained(done.onnx), Generator(done.onnx, 2)
+    contexts = [tiny_models.text(n, 6) for n in range(12)]
+    said = [tokenizer.decode(generator.generate(tokenizer.encode(one), 6), skip_special_tokens=True).strip()
+            for one in contexts]  # fmt: skip
+    true = [f"{one.upper()}!" if n % 3 else f"{one} and more words" for n, one in enumerate(said)]
+    pandas.DataFrame({"context": contexts, "answer": true}).to_parquet(tmp_path / "mine.parquet")
+    for metric, options in {"exact_match": {"ignore_case": True, "ignore_punctuation": True}, "token_f1": {}}.items():
+        (tmp_path / f"{metric}.yaml").write_text(json.dumps({
+            "task": metric, "dataset_path": "parquet", "test_split": "test", "output_type": "generate_until",
+            "dataset_kwargs": {"data_files": {"test": str(tmp_path / "mine.parquet")}},
+            "doc_to_text": "context", "doc_to_target": "answer",
+            "generation_kwargs": {"until": [], "max_gen_toks": 6, "do_sample": False},
+            "filter_list": [{"name": "none", "filter": [{"function": "remove_whitespace"},
+                                                        {"function": "take_first"}]}],
+            "metric_list": [{"metric": metric, **options}]}))  # fmt: skip
+    summary = accuracy.evaluate(done.onnx, ["exact_match", "token_f1"], [tmp_path], None, 8, 2, "cpu", tmp_path / "out")
+    rows = pandas.read_parquet(tmp_path / "out" / "samples.parquet")
+    found = {task: of.sort_values("doc_id").score.tolist() for task, of in rows.groupby("task")}
+    assert found["exact_match"] == [answers.exact(*pair) for pair in zip(said, true, strict=True)]
+    assert found["token_f1"] == [answers.f1(*pair) for pair in zip(said, true, strict=True)]
+    assert summary["exact_match"]["value"] == pytest.approx(2 / 3) and summary["token_f1"]["value"] > 2 / 3
 
 
 @pytest.mark.parametrize(
