@@ -22,6 +22,7 @@ RESAMPLES = 2000
 SEED = 0
 LEVEL = 0.95
 LARGEST_LOG = 700.0
+ROUNDING = 1e-9  # of a mean: no lead over chance
 ACCURACIES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
 Statistic = Callable[..., np.ndarray]
 
@@ -146,12 +147,12 @@ def _retained(
     def lead(s: np.ndarray, w: np.ndarray, axis: int) -> np.ndarray:
         return sign * (level(s, w, axis) - chance)
 
-    if lead(*both[2:], axis=-1) <= 0:
+    if lead(*both[2:], axis=-1) <= ROUNDING:
         return None
 
     def share(s: np.ndarray, w: np.ndarray, t: np.ndarray, v: np.ndarray, axis: int) -> np.ndarray:
         of = lead(t, v, axis)
-        return lead(s, w, axis) / np.where(of > 0, of, np.nan)
+        return lead(s, w, axis) / np.where(of > ROUNDING, of, np.nan)
 
     return paired(share, both)
 

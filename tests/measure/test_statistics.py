@@ -91,6 +91,7 @@ def test_compare_accuracies(answers):
 def test_nothing_is_retained_of_a_teacher_at_chance(answers):
     student, teacher = answers
     assert score(rows(student), rows(teacher), teacher.mean()).retained is None
+    assert score(rows(student), rows(teacher), teacher.mean() - 1e-16).retained is None  # a chance that was summed up
     assert score(rows(student), rows(teacher), None).retained is None
     barely = score(rows(student), rows(teacher), teacher.mean() - 0.01).retained
     assert barely.low is None and barely.high is None
