@@ -123,6 +123,15 @@ class Memory(Part):
     cache_bytes_per_token: int | None = Field(None, description="KV cache: keys and values of a token, all layers.")
 
 
+class Energy(Part):
+    """What a counter of the machine told, idle power included; one request at a time."""
+
+    why: str | None = None
+    counter: str | None = Field(None, description="rapl (processor), nvml (GPU).")
+    joules_per_1000_tokens: Interval | None = Field(None, description="Generated tokens, their prompts included.")
+    ratio: Interval | None = Field(None, description="Candidate's over the teacher's.")
+
+
 class Roi(Part):
     why: str | None = None
     usd_per_million_input_tokens: Interval | None = None
@@ -241,5 +250,6 @@ class Candidate(Part):
     guardrails: Guardrails
     latency: Latency
     memory: Memory
+    energy: Energy
     roi: Roi
     verdict: Decision

@@ -13,6 +13,7 @@ from featkd.candidate import (  # noqa: F401  (readers of the document import no
     Alignment,
     Candidate,
     Decision,
+    Energy,
     Fidelity,
     GateOutcome,
     Guardrails,

@@ -119,6 +119,7 @@ def comparison(result: Result, t: Text) -> Comparison:
         ("memory", "rss_ratio", "share_of_teacher", lambda c: c.memory.rss_ratio, 1, "memory.rss_ratio"),
         ("memory", "file", "mb", lambda c: c.memory.file_bytes, 1e-6, ""),
         ("memory", "cache", "kb", lambda c: c.memory.cache_bytes_per_token, 1e-3, ""),
+        ("energy", "joules", "joules", lambda c: c.energy.joules_per_1000_tokens, 1, ""),
         ("roi", "usd_per_million", "usd", lambda c: c.roi.usd_per_million_output_tokens, 1, ""),
         ("roi", "concurrency", "requests", lambda c: c.roi.concurrency, 1, ""),
         ("roi", "machines", "count", lambda c: c.roi.machines, 1, ""),

@@ -70,6 +70,8 @@ def overlap(context: Context, corpus: Artefact, accuracy: Artefact) -> Artefact:
 @stage("latency")
 def latency(context: Context, folders: dict[str, Artefact], tasks: Artefact) -> Artefact:
     """All candidates in one artefact: they are measured in turns, so that drift of the machine hits all alike."""
+    from featkd.measure import energy
+
     settings = context.spec.latency
     inputs = {
         "onnx": {name: onnx.key for name, onnx in folders.items()},
@@ -77,6 +79,7 @@ def latency(context: Context, folders: dict[str, Artefact], tasks: Artefact) -> 
         "hardware": environment.hardware(),
         "threads": context.threads,
         "device": context.device,
+        "energy": energy.source(energy.meter(context.device)),
     }
 
     def build(out: Path) -> dict[str, Any]:

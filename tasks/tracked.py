@@ -66,6 +66,7 @@ def metrics(candidate: Candidate) -> dict[str, float]:
         "memory/peak_rss_mb": _mega(_value(memory.peak_rss_bytes)),
         "memory/file_mb": _mega(memory.file_bytes),
         "memory/cache_bytes_per_token": memory.cache_bytes_per_token,
+        "energy/joules_per_1000_tokens": _value(candidate.energy.joules_per_1000_tokens),
         "cost/usd_per_1m_input_tokens": _value(money.usd_per_million_input_tokens),
         "cost/usd_per_1m_output_tokens": _value(money.usd_per_million_output_tokens),
         "roi/monthly_saving_usd": _value(money.monthly_saving_usd),

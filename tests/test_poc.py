@@ -14,7 +14,7 @@ from featkd.result import Result
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "flows" / "specs" / "tiny.yaml"
-SECTIONS = {"quality", "fidelity", "guardrails", "latency", "memory", "roi", "verdict"}
+SECTIONS = {"quality", "fidelity", "guardrails", "latency", "memory", "energy", "roi", "verdict"}
 
 
 def featkd(*arguments, root):

@@ -110,7 +110,7 @@ def _candidate(
     teacher = evidence[0]
     is_teacher = found is teacher
     quality, agreement = _quality(found, teacher, chance, overlap), _fidelity(found, teacher)
-    speed, memory = _latency(found, teacher)
+    speed, memory, energy = _latency(found, teacher)
     teacher_speed = speed if is_teacher else _latency(teacher, teacher)[0]
     seconds = found.training.seconds if found.training and found.training.seconds else 0.0
     money = roi.price(speed, teacher_speed, poc.cost, seconds, is_teacher)
@@ -140,6 +140,7 @@ def _candidate(
         guardrails=result.Guardrails(why="guardrails-not-built"),
         latency=speed,
         memory=memory,
+        energy=energy,
         roi=money,
         verdict=decision,
     )
@@ -182,9 +183,9 @@ def _fidelity(found: Evidence, teacher: Evidence) -> result.Fidelity:
     return result.Fidelity(tasks=tasks, why=None if tasks else "no-choice-task")
 
 
-def _latency(found: Evidence, teacher: Evidence) -> tuple[result.Latency, result.Memory]:
+def _latency(found: Evidence, teacher: Evidence) -> tuple[result.Latency, result.Memory, result.Energy]:
     if found.latency is None:
-        return result.Latency(why=found.why), result.Memory(why=found.why)
+        return result.Latency(why=found.why), result.Memory(why=found.why), result.Energy(why=found.why)
     return timings.summarise(found.latency, teacher.latency)
 
 

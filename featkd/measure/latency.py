@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from featkd.child import run_child, serve
 from featkd.errors import ModelFailed, RunError
+from featkd.measure import energy
 
 if TYPE_CHECKING:  # pydantic stays out of the measured process
     from featkd import spec
@@ -30,6 +31,7 @@ if TYPE_CHECKING:  # pydantic stays out of the measured process
 Raw = dict[str, Any]
 PAUSE_S = 0.05  # between turns: the threads of ONNX Runtime spin for a while after their work
 LOADED = 1.5  # memory of a loaded model over its files, roughly
+ENERGY_S = 3.0  # a counter is renewed once a millisecond, or on a GPU ten times a second
 BATCH_REPEATS = 3  # generations of each batch size per process
 
 
@@ -49,9 +51,10 @@ def measure(
         threads: CPU threads. device: cpu or cuda.
         on_round: called with (name, round) before each process.
 
-    Returns {name: {provider, threads, prompt_tokens, new_tokens, in_turns, file_bytes, cache_bytes_per_token, rounds:
-    [{batches: {size: {ttft_ms: [turns], inter_token_ms: [turns, new_tokens - 1]}}, load_s, import_rss_bytes,
-    peak_rss_bytes}]}}, plain JSON. Memory is that of one request at a time.
+    Returns {name: {provider, threads, prompt_tokens, new_tokens, in_turns, file_bytes, cache_bytes_per_token,
+    energy: rapl, nvml or the code of why it was not read, rounds: [{batches: {size: {ttft_ms: [turns], inter_token_ms:
+    [turns, new_tokens - 1]}}, load_s, import_rss_bytes, peak_rss_bytes, joules, energy_requests}]}}, plain JSON.
+    Memory and energy are those of one request at a time; energy that of `energy_requests` one after another.
     Raises InputError (the prompt is too short or too long) and ModelFailed (the process of one of them failed).
     """
     from featkd import environment
@@ -62,6 +65,8 @@ def measure(
     names = list(folders)
     sizes = {name: sum(file.stat().st_size for file in Path(folders[name]).glob("*.onnx*")) for name in names}
     together = LOADED * sum(sizes.values()) < environment.free_memory_bytes(device)
+    found = energy.meter(device)
+    meter = found if isinstance(found, energy.Meter) else None
     job = {
         "prompt": [int(token) for token in prompt[: latency.prompt_tokens]],
         "new_tokens": latency.new_tokens,
@@ -69,6 +74,7 @@ def measure(
         "batches": [1] * latency.repeats + [size for size in latency.batch_sizes for _ in range(BATCH_REPEATS)],
         "threads": threads,
         "device": device,
+        "energy": meter is not None,
     }
     rounds: dict[str, list[Raw]] = {name: [] for name in names}
     for number in range(latency.rounds):
@@ -78,7 +84,7 @@ def measure(
             for name in group:
                 on_round(name, number)
             jobs = {name: {**job, "folder": str(folders[name])} for name in group}
-            for name, done in _in_turns(jobs).items():
+            for name, done in _in_turns(jobs, meter).items():
                 rounds[name].append(done)
     return {
         name: {
@@ -89,13 +95,14 @@ def measure(
             "in_turns": together,
             "file_bytes": sizes[name],
             "cache_bytes_per_token": done[0]["cache_bytes_per_token"],
+            "energy": energy.source(found),
             "rounds": done,
         }
         for name, done in rounds.items()
     }
 
 
-def _in_turns(jobs: dict[str, Raw]) -> dict[str, Raw]:
+def _in_turns(jobs: dict[str, Raw], meter: energy.Meter | None) -> dict[str, Raw]:
     """Run a process per job; of those that are loaded and warm, one generates at a time."""
     ended: queue.SimpleQueue[Any] = queue.SimpleQueue()  # an event per turn, of the one process that is at work
     turns = max(len(job["batches"]) for job in jobs.values())
@@ -122,7 +129,14 @@ def _in_turns(jobs: dict[str, Raw]) -> dict[str, Raw]:
                 time.sleep(PAUSE_S)
                 os.write(pipes[name], b".")
                 awaited(name)
-            return {name: future.result() for name, future in running.items()}
+            joules = {}
+            for name in jobs if meter else ():
+                time.sleep(PAUSE_S)
+                meter.joules()
+                os.write(pipes[name], b".")
+                awaited(name)
+                joules[name] = meter.joules()
+            return {name: future.result() | {"joules": joules.get(name)} for name, future in running.items()}
         finally:
             for pipe in pipes.values():
                 os.close(pipe)  # after an error: who still waits for its turn ends
@@ -175,7 +189,15 @@ def _child(job: dict[str, Any], emit: Callable[..., None]) -> Raw:
             if size == 1:
                 peak_rss_bytes = _rss_bytes("VmHWM")
             emit("generated")
+        requests = 0
+        if job["energy"] and turns.read(1):
+            end = time.perf_counter() + ENERGY_S
+            while time.perf_counter() < end:
+                timed(1, job["new_tokens"])
+                requests += 1
+            emit("generated")
     return {
+        "energy_requests": requests,
         "batches": batches,
         "load_s": load_s,
         "import_rss_bytes": import_rss_bytes,

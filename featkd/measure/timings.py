@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 from scipy.stats import t
 
-from featkd.result import Interval, Latency, Memory, OperatingPoint, Times
+from featkd.result import Energy, Interval, Latency, Memory, OperatingPoint, Times
 
 Raw = dict[str, Any]
 LEVEL = 0.95
+COUNTERS = ("rapl", "nvml")
 PRECISE = 0.05  # what a speed-up is to be known to
 
 
-def summarise(raw: Raw, teacher_raw: Raw | None) -> tuple[Latency, Memory]:
+def summarise(raw: Raw, teacher_raw: Raw | None) -> tuple[Latency, Memory, Energy]:
     """What `latency.measure` found of one model, beside the teacher's.
 
     Without `teacher_raw` there are no ratios; of a model to itself they are exactly 1.
@@ -47,7 +48,22 @@ def summarise(raw: Raw, teacher_raw: Raw | None) -> tuple[Latency, Memory]:
         file_bytes=raw["file_bytes"],
         cache_bytes_per_token=raw["cache_bytes_per_token"],
     )
-    return latency, memory
+    return latency, memory, _energy(raw, teacher_raw)
+
+
+def _energy(raw: Raw, teacher_raw: Raw | None) -> Energy:
+    if raw["energy"] not in COUNTERS:
+        return Energy(why=raw["energy"])
+
+    def per_1000_tokens(of: Raw) -> Any:
+        return 1e3 * _rounds(of, "joules") / (_rounds(of, "energy_requests") * of["new_tokens"])
+
+    own = per_1000_tokens(raw)
+    if not (own > 0).all():  # a counter that stands still
+        return Energy(why="energy-counter")
+    base = per_1000_tokens(teacher_raw) if teacher_raw else None
+    ratio = None if base is None or not (base > 0).all() else _ratio(own[:, None], base[:, None])
+    return Energy(counter=raw["energy"], joules_per_1000_tokens=over_rounds(own), ratio=ratio)
 
 
 def _point(raw: Raw, teacher_raw: Raw | None, size: int) -> OperatingPoint:

@@ -11,7 +11,19 @@ from featkd import spec
 from featkd.decide import assemble
 from featkd.decide.assemble import Evidence
 from featkd.decide.sizes import sizes
-from featkd.result import Adequacy, Candidate, Decision, Fidelity, Guardrails, Latency, Memory, Quality, Roi, Training
+from featkd.result import (
+    Adequacy,
+    Candidate,
+    Decision,
+    Energy,
+    Fidelity,
+    Guardrails,
+    Latency,
+    Memory,
+    Quality,
+    Roi,
+    Training,
+)
 
 ADEQUATE = Adequacy(adequate=True, action="none", checks=[])
 SMALL, MIDDLE, LARGE = 1000, 2000, 4000
@@ -90,7 +102,8 @@ def test_of_perplexity_less_is_better_and_the_measure_is_the_gate_s():
 
 def decided(verdicts, why="gates"):
     """verdicts: (arm, size, parameters, verdict)."""
-    bare = {"fidelity": Fidelity(), "guardrails": Guardrails(), "latency": Latency(), "memory": Memory(), "roi": Roi()}
+    bare = {"fidelity": Fidelity(), "guardrails": Guardrails(), "latency": Latency(), "memory": Memory(),
+            "energy": Energy(), "roi": Roi()}  # fmt: skip
     found = {}
     for arm, size, parameters, verdict in [("teacher", None, 9000, None), *verdicts]:
         reason = why if verdict == "inconclusive" else "gates"

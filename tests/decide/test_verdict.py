@@ -6,6 +6,7 @@ from featkd.decide import verdict
 from featkd.result import (
     Candidate,
     Decision,
+    Energy,
     Fidelity,
     Guardrails,
     Interval,
@@ -60,6 +61,7 @@ def going(saving, half=10.0, retained=(), ratios=(), verdict="go", arm="feature-
         guardrails=Guardrails(),
         latency=Latency(),
         memory=Memory(),
+        energy=Energy(),
         roi=Roi(monthly_saving_usd=None if saving is None else Interval(value=saving, **bounds)),
         verdict=Decision(verdict=verdict),
     )

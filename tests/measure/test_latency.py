@@ -53,7 +53,7 @@ def test_models_that_do_not_fit_together_follow_each_other(exported, monkeypatch
 
 def test_summary(raw):
     done, _ = raw
-    times, memory = summarise(done["student"], done["teacher"])
+    times, memory, _ = summarise(done["student"], done["teacher"])
     assert times.generations == 6 and len(times.raw_ttft_ms) == len(times.raw_decode_tokens_per_s) == 6
     alone, batch = times.points
     assert (alone.concurrency, batch.concurrency) == (1, 3) and times.alone is alone
@@ -69,7 +69,7 @@ def test_summary(raw):
     assert batch.decode_tokens_per_s.value > 1.2 * alone.decode_tokens_per_s.value
     for interval in (alone.ttft_ms.p50, times.decode_speedup, times.ttft_speedup, memory.rss_ratio):
         assert interval.low <= interval.value <= interval.high
-    itself, same = summarise(done["teacher"], done["teacher"])
+    itself, same, _ = summarise(done["teacher"], done["teacher"])
     for point in itself.points:
         assert point.decode_speedup.model_dump() == {"value": 1.0, "low": 1.0, "high": 1.0}
     assert same.rss_ratio.model_dump() == {"value": 1.0, "low": 1.0, "high": 1.0}

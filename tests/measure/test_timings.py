@@ -19,7 +19,7 @@ def test_a_change_of_pace_within_a_round_cancels():
 def test_the_ratio_is_right_and_drift_that_hits_both_cancels():
     rng = np.random.default_rng(0)
     student, teacher = (made(ms, [1.0, 1.6, 2.5, 1.3], rng) for ms in (2.0, 6.0))
-    times, _ = summarise(student, teacher)
+    times, _, _ = summarise(student, teacher)
     assert times.ttft_speedup.low < 3.0 < times.ttft_speedup.high
     relative = lambda interval: (interval.high - interval.low) / interval.value  # noqa: E731
     assert relative(times.ttft_speedup) < 0.5 * relative(times.alone.ttft_ms.p50)
@@ -40,7 +40,7 @@ def test_without_spread_between_rounds_there_are_no_bounds():
     student, teacher = made(2.0, [1.0], rng), made(6.0, [1.0], rng)
     speedup = summarise(student, teacher)[0].ttft_speedup
     assert speedup.value == pytest.approx(3.0, rel=0.05) and speedup.low is None and speedup.high is None
-    times, memory = summarise(made(2.0, [1.0, 1.1, 1.2], rng), made(6.0, [1.0, 1.1, 1.2], rng))
+    times, memory, _ = summarise(made(2.0, [1.0, 1.1, 1.2], rng), made(6.0, [1.0, 1.1, 1.2], rng))
     assert times.alone.ttft_ms.p50.low < 2.2 < times.alone.ttft_ms.p50.high
     for same in (times.alone.decode_tokens_per_s, times.decode_speedup, memory.peak_rss_bytes, memory.rss_ratio):
         assert same.low is None and same.high is None
@@ -67,6 +67,7 @@ def raw(rounds):
     """What is measured of (times to first token, times to the second, peak of memory) per round."""
     return {
         "provider": "x", "prompt_tokens": 8, "file_bytes": 1, "cache_bytes_per_token": 8,
+        "energy": "energy-counter",
         "rounds": [
             {"batches": {"1": {"ttft_ms": list(first), "inter_token_ms": [[gap] for gap in gaps]}},
              "peak_rss_bytes": peak, "import_rss_bytes": 1e6}

@@ -9,6 +9,7 @@ from featkd.result import (
     Candidate,
     Comparison,
     Decision,
+    Energy,
     Fidelity,
     GateOutcome,
     Guardrails,
@@ -119,6 +120,7 @@ def candidate(arm: str, size: str = "s", precision: str = "fp32", shrink: float 
             rss_above_import_bytes=around((241 if teacher else 95) * 1e6 * shrink, 3.1e6),
             rss_ratio=None if teacher else around(0.646 * shrink, 0.009),
         ),
+        energy=Energy(counter="rapl", joules_per_1000_tokens=around(14e3 / speed, 300 / speed)),
         roi=money(speed, teacher),
         verdict=Decision(why="baseline") if teacher else decision(arm),
     )
@@ -199,6 +201,7 @@ def empty(trained: Candidate, why: str, training: bool = True) -> Candidate:
             "fidelity": Fidelity(why=why),
             "latency": Latency(why=why),
             "memory": Memory(why=why),
+            "energy": Energy(why=why),
             "roi": Roi(why=why),
             "verdict": Decision(verdict="no-go" if why == "parity-failed" else None, why=why),
         }

@@ -11,6 +11,7 @@ from featkd.result import (
     Candidate,
     Comparison,
     DataSummary,
+    Energy,
     Interval,
     Latency,
     Memory,
@@ -35,7 +36,8 @@ def single_student() -> Result:
 
 
 def without_latency() -> Result:
-    off = {"latency": Latency(why="latency-off"), "memory": Memory(why="latency-off"), "roi": Roi(why="latency-off")}
+    kinds = {"latency": Latency, "memory": Memory, "energy": Energy, "roi": Roi}
+    off = {section: kind(why="latency-off") for section, kind in kinds.items()}
     base = full()
     found = {name: c.model_copy(update=off) for name, c in base.candidates.items()}
     return base.model_copy(update={"candidates": found, "recommendation": Recommendation(code="undecided")})
@@ -109,7 +111,7 @@ def several_seeds() -> Result:
 def without_intervals() -> Result:
     """One round of timing: speed, memory and money have no intervals."""
     base = full()
-    sections = ("latency", "memory", "roi")
+    sections = ("latency", "memory", "energy", "roi")
     found = {}
     for name, timed in base.candidates.items():
         bare = {section: _bare(getattr(timed, section)) for section in sections}
