@@ -6,7 +6,7 @@ heldout_choice         which of the given answers (data.choices_field, else all 
 """
 
 import json
-import string
+import re
 from collections import Counter
 from collections.abc import Callable
 from itertools import zip_longest
@@ -19,6 +19,8 @@ from featkd.data.ngrams import UNIT
 from featkd.data.tokens import encode, tail, turn_end
 from featkd.errors import InputError
 
+PUNCTUATION = r"[^\w\s]"  # of any script
+EXACT = {"ignore_case": True, "regexes_to_ignore": [PUNCTUATION]}
 ARTICLES = {"a", "an", "the"}
 KINDS = 30  # most responses that there may be to choose among
 COMMON = 20  # answers that are tried as the one to give always
@@ -37,15 +39,17 @@ def f1(answer: str, truth: str) -> float:
     return 2 * shared / (len(said) + len(true))
 
 
-def _words(text: str) -> list[str]:
-    plain = text.lower().translate(str.maketrans("", "", string.punctuation))
-    return [word for word in UNIT.findall(plain) if word not in ARTICLES]
-
-
 def exact(answer: str, truth: str) -> float:
-    """As lm-eval's exact_match with ignore_case and ignore_punctuation."""
-    said, true = (text.strip().lower().translate(str.maketrans("", "", string.punctuation)) for text in (answer, truth))
-    return float(said == true)
+    """As lm-eval's exact_match with `EXACT`."""
+    return float(_plain(answer) == _plain(truth))
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in UNIT.findall(_plain(text)) if word not in ARTICLES]
+
+
+def _plain(text: str) -> str:
+    return re.sub(PUNCTUATION, "", text).lower()
 
 
 def generated(
@@ -61,7 +65,7 @@ def generated(
             context = tail(tokenizer, row["context"], window - most - 1)
             examples.append({"context": context, "answer": row["text"].strip()})
     score, options = {
-        "exact_match": (exact, {"ignore_case": True, "ignore_punctuation": True}),
+        "exact_match": (exact, EXACT),
         "token_f1": (f1, {}),
     }[metric]
     config = {

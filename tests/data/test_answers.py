@@ -23,7 +23,7 @@ CITIES = ["Kyoto", "Oslo", "Lima"]
         ("red", "blue", 0.0),
         ("", "", 1.0),
         ("", "blue", 0.0),
-        ("京都市です", "京都", 2 * 2 / 7),  # a character is a word
+        ("京都市です。", "「京都」", 2 * 2 / 7),  # a character is a word
     ],
 )
 def test_f1_by_hand(answer, truth, value):

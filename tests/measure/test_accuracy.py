@@ -136,9 +136,9 @@ def test_generated_answers_are_held_against_the_true_ones(exported, tmp_path):
     contexts = [tiny_models.text(n, 6) for n in range(12)]
     said = [tokenizer.decode(generator.generate(tokenizer.encode(one), 6), skip_special_tokens=True).strip()
             for one in contexts]  # fmt: skip
-    true = [f"{one.upper()}!" if n % 3 else f"{one} and more words" for n, one in enumerate(said)]
+    true = [f"{one.upper()}。!" if n % 3 else f"{one} and more words" for n, one in enumerate(said)]
     pandas.DataFrame({"context": contexts, "answer": true}).to_parquet(tmp_path / "mine.parquet")
-    for metric, options in {"exact_match": {"ignore_case": True, "ignore_punctuation": True}, "token_f1": {}}.items():
+    for metric, options in {"exact_match": answers.EXACT, "token_f1": {}}.items():
         (tmp_path / f"{metric}.yaml").write_text(json.dumps({
             "task": metric, "dataset_path": "parquet", "test_split": "test", "output_type": "generate_until",
             "dataset_kwargs": {"data_files": {"test": str(tmp_path / "mine.parquet")}},
