@@ -73,7 +73,9 @@ def throughput(result: Result, t: Text) -> Chart:
     for size, members in by_size(result).items() if curves else ():
         names = [name for name in (*teachers, *members) if name in curves]
         for key, read in figures.items():
-            limit = target["value"] if target and key == "inter_token_ms" else None
+            highest = max(read(point) for name in names for point in curves[name])
+            near = target and key == "inter_token_ms" and target["value"] < 2 * highest
+            limit = target["value"] if near else None
             legend = [Entry(name, look[name]) for name in names]
             legend += [Entry(t("charts.target"), REFERENCE)] if limit else []
             figure, axes = frame(190, None, t("charts.concurrency"), "", legend)
