@@ -6,11 +6,13 @@ answers of a multiple-choice question share its text, which goes through the mod
 softmax see continuation positions only.
 """
 
+import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -58,6 +60,7 @@ class OnnxLM(TemplateLM):
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         config = PretrainedConfig.from_dict(model.config)
         self.max_length = resolve_max_length(config, tokenizer, default=DEFAULT_MAX_LENGTH)
+        self._encoded: dict[tuple[str, bool | None], list[int]] = {}  # of the texts that are being asked for
         self.tokens_run = 0  # tokens that went through the model
 
     @cached_property
@@ -68,9 +71,13 @@ class OnnxLM(TemplateLM):
     def eot_token_id(self) -> int:
         return self.tokenizer.eos_token_id
 
-    @property
+    @cached_property
     def prefix_token_id(self) -> int:
         return self.tokenizer.eos_token_id if self.tokenizer.bos_token_id is None else self.tokenizer.bos_token_id
+
+    @cached_property
+    def _prefix(self) -> str:
+        return self.tokenizer.decode(self.prefix_token_id)
 
     @property
     def tokenizer_name(self) -> str:
@@ -78,10 +85,35 @@ class OnnxLM(TemplateLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Token ids [n] of a text, with the tokenizer's own special tokens unless the text begins with one."""
+        known = self._encoded.get((string, add_special_tokens))
+        return self._encode([string], add_special_tokens)[0] if known is None else known
+
+    def _encode(self, texts: list[str], add_special_tokens: bool | None) -> list[list[int]]:
+        """Of all texts at once, on all threads: one by one they take as long as a small model's answers."""
+        bare = [add_special_tokens is None and has_bos_prefix(text, self._prefix) for text in texts]
         special = _add_special_kwargs(add_special_tokens, None)
-        if add_special_tokens is None and has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id)):
-            special = {"add_special_tokens": False}
-        return self.tokenizer.encode(string, **special)
+        found: list[list[int]] = [[] for _ in texts]
+        with mock.patch.dict(os.environ, TOKENIZERS_PARALLELISM="true"):
+            for without, options in ((False, special), (True, {"add_special_tokens": False})):
+                chosen = [index for index, one in enumerate(bare) if one == without]
+                if chosen:
+                    asked = [texts[index] for index in chosen]
+                    ids = self.tokenizer(asked, **options, return_attention_mask=False, verbose=False)["input_ids"]
+                    for index, tokens in zip(chosen, ids, strict=True):
+                        found[index] = tokens
+        return found
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Scored]:
+        """(log-likelihood in nats, whether every token is the greedy one) of each answer after its context."""
+        pairs = [request.args for request in requests]
+        after = {text for context, answer in pairs if context for text in (context + answer, context.rstrip())}
+        alone = {answer for context, answer in pairs if not context}
+        for texts, special in ((list(after), None), (list(alone), False)):
+            self._encoded |= zip([(text, special) for text in texts], self._encode(texts, special), strict=True)
+        try:
+            return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        finally:
+            self._encoded = {}
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts in nats, in disjoint windows of the model's length: [requests].
@@ -90,9 +122,9 @@ class OnnxLM(TemplateLM):
         it as text, P(begin | begin), which no model learns: one such token can outweigh all the others.
         """
         windows, owners = [], []
-        for owner, request in enumerate(requests):
-            (text,) = request.args
-            prefix, tokens = self.prefix_token_id, self.tok_encode(text)
+        encoded = self._encode([request.args[0] for request in requests], None)
+        for owner, tokens in enumerate(encoded):
+            prefix = self.prefix_token_id
             if tokens[:1] == [prefix]:
                 tokens = tokens[1:]
             rolling = utils.get_rolling_token_windows(tokens, prefix, self.max_length, context_len=1)
