@@ -59,7 +59,9 @@ class Data(Section):
         "whatever stands before it in its block, other documents too: faster, the more so the longer the block.",
     )
     choices_field: str | None = Field(
-        None, description="Column with a list of answers, the response among them, for the heldout_choice task."
+        None,
+        description="Column with a list of answers, for the heldout_choice task; a row whose response is not among "
+        "them is left out.",
     )
     group_field: str | None = Field(
         None,

@@ -21,7 +21,8 @@ def build(data: spec.Data, out: Path, processes: int = 1, scratch: Path | None =
     """Read, clean, split and snapshot the documents. Returns the meta: counts and the content digest.
 
     The split depends on each document's content alone, so that a refresh keeps every old document on its side; the
-    passages of a long document stay together, and so do the responses to one prompt and the rows of one group.
+    passages of a long document stay together, and so do the responses to one prompt, or the rows of one group where
+    groups are told.
     Raises InputError when too little is left.
     """
     import pandas

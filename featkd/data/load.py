@@ -171,10 +171,15 @@ def _listed(choices: Any, field: str | None) -> str | None:
     if choices in (None, MISSING, ""):
         return None
     if isinstance(choices, str):
-        choices = _parsed(choices, f"data.choices_field: {field}: {choices[:40]!r}")
+        try:
+            choices = json.loads(choices)
+        except ValueError:
+            raise InputError(
+                f'data.choices_field: {field}: {choices[:40]!r} is no list; write e.g. ["a", "b"]'
+            ) from None
     if not isinstance(choices, list) or any(isinstance(choice, dict | list) for choice in choices):
         raise InputError(f"data.choices_field: {field!r} is no list of texts; write answers as a list")
-    return json.dumps([str(choice) for choice in choices], ensure_ascii=False)
+    return json.dumps([str(choice) for choice in choices if choice is not None], ensure_ascii=False)
 
 
 def _field(row: Row, field: str) -> Any:

@@ -21,6 +21,7 @@ from featkd.data import corpus as corpora
 from featkd.data import tasks, tokens
 from featkd.distill import engine
 from featkd.distill.batches import block_losses
+from featkd.distill.checkpoint import Checkpoints
 from featkd.distill.forward import Forward
 from featkd.distill.learner import Learner
 from featkd.distill.runtime import Runtime, runtime
@@ -136,7 +137,8 @@ def prepare() -> Path:
         learning_rate=SETTINGS["teacher_learning_rate"],
     )
     learner = Learner("teacher", _model(config), 0, None, training)
-    engine.train([learner], None, together, valid, run, _now_and_then)
+    checkpoints = Checkpoints(own / "checkpoints", own.name, every_s=300)
+    engine.train([learner], None, together, valid, run, _now_and_then, checkpoints)
     learner.model.save_pretrained(own / "teacher")
     told(f"teacher in {time.monotonic() - start:.0f} s, validation loss {learner.curve[-1]['validation_loss']:.3f}")
     return own

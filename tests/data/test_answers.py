@@ -21,6 +21,9 @@ CITIES = ["Kyoto", "Oslo", "Lima"]
         ("the big blue house", "a blue house", 4 / 5),  # articles do not count: 2 shared of 3 and 2
         ("Blue, blue house!", "blue", 2 / 4),
         ("red", "blue", 0.0),
+        ("1.5", "15", 0.0),
+        ("C++", "C", 0.0),
+        ("दिन", "दान", 0.0),  # vowel signs
         ("", "", 1.0),
         ("", "blue", 0.0),
         ("京都市です。", "「京都」", 2 * 2 / 7),  # a character is a word
@@ -28,6 +31,30 @@ CITIES = ["Kyoto", "Oslo", "Lima"]
 )
 def test_f1_by_hand(answer, truth, value):
     assert answers.f1(answer, truth) == answers.f1(truth, answer) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "same"),
+    [("\n Kyoto. ", "kyoto", True), ("「京都」。", "京都", True), ("1.5", "15", False), ("-5", "5", False), ("+", "-", False),
+     ("C++", "C", False), ("Kyoto, Oslo", "Kyoto Oslo", False)],
+)  # fmt: skip
+def test_exact_is_what_lm_eval_computes_with_these_options(answer, truth, same):
+    from lm_eval.api.metrics import exact_match_hf_evaluate
+
+    assert answers.exact(answer, truth) == same
+    assert exact_match_hf_evaluate(predictions=[answer], references=[truth], **answers.EXACT)["exact_match"] == same
+
+
+def test_rows_without_a_prompt_are_not_asked(tmp_path):
+    rows = [{"q": f"Where is {n}?" if n % 3 else None, "a": CITIES[n % 3], "n": n} for n in range(300)]
+    source = data(write(tmp_path, "a.jsonl", rows), prompt_field="q", response_field="a", group_field="n")
+    corpus.build(source, tmp_path)
+    tokens.train_tokenizer(tmp_path, 300, "", 64, tmp_path / "tok")
+    tokenizer = tokens.load_tokenizer(tmp_path / "tok")
+    names = ["heldout_exact_match", "heldout_choice"]
+    tasks.build(tmp_path, tokenizer, np.zeros(300), source, spec.Quality(tasks=names), 64, tmp_path)
+    for name in names:
+        assert pandas.read_parquet(tmp_path / f"{name}.parquet").context.str.startswith("Where").all()
 
 
 def built(folder, names, quality=None, window=64, **fields):
@@ -66,7 +93,7 @@ def test_responses_that_are_too_long_are_not_asked_for(tmp_path):
 def test_a_long_prompt_keeps_its_end_and_leaves_room_for_the_answer(tmp_path):
     _, (exact,), tokenizer = built(tmp_path, ["heldout_exact_match"], {"answer_tokens": 12}, window=32)
     lengths = [len(ids) for ids in tokens.encode(tokenizer, list(exact.context))]
-    assert max(lengths) + 12 + 1 <= 32
+    assert max(lengths) + 12 + 2 <= 32
     prompts = [row["prompt"] for row in corpus.documents(tmp_path, "test")]
     assert all(any(prompt.endswith(context) for prompt in prompts) for context in exact.context)
 
@@ -98,7 +125,7 @@ def test_given_choices(tmp_path):
     ("names", "fields", "message"),
     [
         (["heldout_choice"], {"response_field": "q"}, "heldout_choice has .* different responses.*data.choices_field"),
-        (["heldout_choice"], {"choices_field": "a"}, "data.choices_field: a.*is not JSON"),
+        (["heldout_choice"], {"choices_field": "a"}, "data.choices_field: a: .* is no list; write e.g."),
         (["heldout_choice"], {"choices_field": "nothing"}, "data: no field 'nothing'"),
     ],
 )
