@@ -165,7 +165,8 @@ class Decision(Part):
     why: str | None = Field(
         None,
         description="Code: gates, no-gates, no-blocking-gates, baseline, parity-failed, export-failed, "
-        "accuracy-failed, latency-failed, not-run, teacher-inadequate, "
+        "accuracy-failed, latency-failed, target-missed (of cost.max_ttft_ms or max_inter_token_ms), not-run, "
+        "teacher-inadequate, "
         "no-control (the plain fine-tuned student was not measured).",
     )
     gates: list[GateOutcome] = Field(default_factory=list)

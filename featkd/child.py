@@ -117,7 +117,7 @@ def _died(module: str, code: int | None, log_path: Path) -> RunError:
     if code is not None and code < 0:
         how = f"was killed by {signal.Signals(-code).name}"
         if -code == signal.SIGKILL:
-            how += " (out of memory? lower batch_size or block_size)"
+            how += " (out of memory? lower the batch sizes)"
     tail = _tail(log_path)
     return _with_tail(RunError(f"{module} {how}" + (f": {tail[-1]}" if tail else "")), log_path)
 

@@ -222,8 +222,9 @@ def poc(spec: Spec, root: Path) -> dict[str, Any]:
         work = Poc(context, live)
         work.prepare()
         work.measure_quality("teacher", {None: work.teacher})
+        begun = work.adequacy()
         work.overlap()
-        if work.adequacy().action != "stopped":
+        if begun.action != "stopped":
             work.students()
         if work.adequacy().action != "stopped":
             work.speed()

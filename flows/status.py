@@ -39,7 +39,9 @@ def read_result(folder: Path) -> Result:
     try:
         return Result.model_validate_json(path.read_text(encoding="utf-8"))
     except ValidationError as error:
-        raise InputError(f"{path}: not a {SCHEMA} document: {error.errors()[0]['msg']}") from None
+        raise InputError(
+            f"{path}: not a {SCHEMA} document of this version, run it again: {error.errors()[0]['msg']}"
+        ) from None
 
 
 def runs(home: Path) -> list[dict[str, Any]]:

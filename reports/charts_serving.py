@@ -72,7 +72,7 @@ def throughput(result: Result, t: Text) -> Chart:
     teachers = [name for name, c in result.candidates.items() if c.arm == "teacher"]
     for size, members in by_size(result).items() if curves else ():
         names = [name for name in (*teachers, *members) if name in curves]
-        for key, read in figures.items():
+        for key, read in figures.items() if names else ():
             highest = max(read(point) for name in names for point in curves[name])
             near = target and key == "inter_token_ms" and target["value"] < 2 * highest
             limit = target["value"] if near else None

@@ -6,7 +6,7 @@ from featkd.result import Candidate, Comparison, GateOutcome, Interval, Result, 
 from reports import numbers, view
 from reports.text import Text
 
-UNMEASURED = ("parity-failed", "export-failed", "not-run")
+UNMEASURED = ("parity-failed", "export-failed", "accuracy-failed", "not-run")
 UNDECIDED = {
     "no-gates": "sentence.no_gates",
     "no-blocking-gates": "sentence.no_blocking_gates",

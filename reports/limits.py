@@ -46,7 +46,7 @@ def _seen(result: Result, t: Text) -> list[tuple[bool, str, dict[str, str]]]:
     """The tasks whose examples stand in the training text to a share worth telling."""
     scores = {task: score for c in result.candidates.values() for task, score in c.quality.tasks.items()}
     return [
-        (True, "overlap", {"task": t.task(task), "share": numbers.significant(100 * score.overlap.value)})
+        (True, "overlap", {"task": t.task(task), "share": numbers.percent(score.overlap, t)})
         for task, score in scores.items()
         if score.overlap and score.overlap.value >= TOLD
     ]

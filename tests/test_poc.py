@@ -143,6 +143,12 @@ def test_a_damaged_artefact_is_rebuilt_and_nothing_else(first, root, result):
     assert remade == {"export sft", "roi", "gates", "report", "mlflow"}
 
 
+def test_a_teacher_whose_export_differs_ends_the_run_and_says_so(first, root):
+    found = featkd("run", TINY, "--set", "export.parity_tolerance=1e-12", root=root)
+    assert found.returncode == 1 and "Traceback" not in found.stderr
+    assert "the teacher's ONNX logits differ" in found.stderr and "nothing can be compared to it" in found.stderr
+
+
 def spec(folder, **changes):
     tree = yaml.safe_load(TINY.read_text()) | changes
     path = folder / "poc.yaml"

@@ -123,6 +123,8 @@ def _candidate(
         decision = result.Decision(verdict=verdict, why=found.why)
     else:
         decision = gates.decide(poc.gates, quality, agreement, speed, memory, money)
+        if decision.verdict == "go" and money.meets_target is False:
+            decision = decision.model_copy(update={"verdict": "no-go", "why": "target-missed"})
         doubt = _doubt(evidence, adequacy)
         if doubt and decision.verdict == "go":
             decision = decision.model_copy(update={"verdict": "inconclusive", "why": doubt})

@@ -64,8 +64,8 @@ def price(candidate: Latency, teacher: Latency, cost: spec.Cost, training_second
     if not candidate.points:
         return Roi(why=candidate.why or "latency-off")
     if not teacher.points:
-        return Roi(why=teacher.why or "latency-off")
-    at, meets_target = operating_point(candidate, cost)
+        return Roi(why="teacher-latency-failed" if teacher.why == "latency-failed" else teacher.why or "latency-off")
+    at, meets_target = operating_point(candidate, cost, is_teacher)
     monthly = _interval(lambda rates: monthly_cost_usd(rates, cost), at)
     unit_costs: dict[str, Any] = {
         "concurrency": at.concurrency,
@@ -77,7 +77,7 @@ def price(candidate: Latency, teacher: Latency, cost: spec.Cost, training_second
     }
     if is_teacher:
         return Roi(why="baseline", **unit_costs)
-    base, _ = operating_point(teacher, cost)
+    base, _ = operating_point(teacher, cost, is_teacher=True)
     before = _interval(lambda rates: monthly_cost_usd(rates, cost), base)
     upkeep = cost.monthly_upkeep_usd.value
     value = before.value - monthly.value
@@ -99,22 +99,26 @@ def price(candidate: Latency, teacher: Latency, cost: spec.Cost, training_second
     )
 
 
-def operating_point(latency: Latency, cost: spec.Cost) -> tuple[OperatingPoint, bool | None]:
+def operating_point(latency: Latency, cost: spec.Cost, is_teacher: bool) -> tuple[OperatingPoint, bool | None]:
     """At which measured concurrency a model is priced, and whether it keeps the latency targets there.
 
-    The one that serves most requests per second within the targets. Without targets (None), and where none is within
-    them (False), one request at a time.
+    The one that serves most requests per second of those whose medians are within the targets, interval and all.
+    Without targets (None) one request at a time. Where none is within them (False) a student is priced at one request
+    at a time, the teacher, which serves today, at its cheapest: so that missing them saves nothing.
     """
     targets = {"ttft_ms": cost.max_ttft_ms, "inter_token_ms": cost.max_inter_token_ms}
     set_ = {name: target.value for name, target in targets.items() if target is not None}
     if not set_:
         return latency.points[0], None
-    within = [
-        point for point in latency.points if all(getattr(point, name).p50.value <= most for name, most in set_.items())
-    ]
-    if not within:
+    within = [point for point in latency.points if all(_longest(point, name) <= most for name, most in set_.items())]
+    if not (within or is_teacher):
         return latency.points[0], False
-    return min(within, key=lambda point: seconds_per_request(_rates(point, "value"), cost)), True
+    return min(within or latency.points, key=lambda at: seconds_per_request(_rates(at, "value"), cost)), bool(within)
+
+
+def _longest(point: OperatingPoint, name: str) -> float:
+    median = getattr(point, name).p50
+    return median.value if median.high is None else median.high
 
 
 def seconds_per_request(rates: Rates, cost: spec.Cost) -> float:

@@ -212,10 +212,10 @@ def _text(task: Any, sample: dict[str, Any]) -> str:
     if task.OUTPUT_TYPE == "multiple_choice":
         gold = _gold(target, [argument[1] for argument in sample["arguments"]])
         context, target = sample["arguments"][max(gold, 0)]
-        asked = asked if isinstance(asked, str) else context
-    elif isinstance(target, list):
+        return f"{asked if isinstance(asked, str) else context}{target}"
+    if isinstance(target, list):
         target = target[0] if target else ""
-    return f"{asked}{target}"
+    return f"{asked} {target}"
 
 
 def _number(value: Any, task: str, metric: str) -> float:

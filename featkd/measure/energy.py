@@ -1,11 +1,12 @@
 """Energy counters of the machine, read through codecarbon (`pip install featkd[energy]`).
 
-RAPL of the processor's packages, with memory where it is counted; NVML of the GPUs. They count all that happens there,
-the machine's idle power included. Where there is no counter codecarbon would go by a table of powers: that is a guess,
-so only its readers of counters are used.
+RAPL of the processor's packages; NVML of the GPU in use. They count all that happens there, idle power included.
+Where there is no counter codecarbon would go by a table of powers: that is a guess, so only its readers of
+counters are used.
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -43,7 +44,7 @@ def _rapl(folder: str) -> Meter | None:
 
     if not is_rapl_available(folder):
         return None
-    counters = IntelRAPL(folder, rapl_include_dram=True)
+    counters = IntelRAPL(folder)
     counters.start()
     last = time.monotonic()
 
@@ -63,15 +64,22 @@ def _nvml() -> Meter | None:
 
     if not gpu_nvidia.PYNVML_AVAILABLE:
         return None
+    import torch
+
     nvml = gpu_nvidia.pynvml
-    devices = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
 
     def counted() -> float:
-        return sum(nvml.nvmlDeviceGetTotalEnergyConsumption(one) for one in devices) / 1e3
+        try:
+            return nvml.nvmlDeviceGetTotalEnergyConsumption(device) / 1e3
+        except nvml.NVMLError:
+            return math.nan
 
     try:
-        last = counted()
+        device = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
     except nvml.NVMLError:
+        return None
+    last = counted()
+    if math.isnan(last):
         return None
 
     def joules() -> float:

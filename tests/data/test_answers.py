@@ -35,8 +35,8 @@ def test_f1_by_hand(answer, truth, value):
 
 @pytest.mark.parametrize(
     ("answer", "truth", "same"),
-    [("\n Kyoto. ", "kyoto", True), ("「京都」。", "京都", True), ("1.5", "15", False), ("-5", "5", False), ("+", "-", False),
-     ("C++", "C", False), ("Kyoto, Oslo", "Kyoto Oslo", False)],
+    [("\n Kyoto. ", "kyoto", True), ("「京都」。", "京都", True), ("1.5", "15", False),
+     ("-5", "5", False), ("+", "-", False), ("C++", "C", False), ("Kyoto, Oslo", "Kyoto Oslo", False)],
 )  # fmt: skip
 def test_exact_is_what_lm_eval_computes_with_these_options(answer, truth, same):
     from lm_eval.api.metrics import exact_match_hf_evaluate

@@ -74,6 +74,26 @@ def test_with_an_inadequate_teacher_that_was_only_warned_of_no_go_is_kept():
     assert (found["logit-kd"].verdict.verdict, found["logit-kd"].verdict.why) == ("no-go", "gates")
 
 
+def test_a_student_that_misses_a_latency_target_is_no_go():
+    cost = spec.Cost(max_ttft_ms=5, max_inter_token_ms=50)
+    for ttft_ms, verdict in ((1.0, ("go", "gates")), (9.0, ("no-go", "target-missed"))):
+        rows = evidence(sft={"samples": samples(0.85), "latency": timed(ttft_ms)})
+        rows[0].latency = timed(2.0)
+        found = assemble.candidates(POC.model_copy(update={"cost": cost}), rows, CHANCE, ADEQUATE)["sft"]
+        assert (found.verdict.verdict, found.verdict.why) == verdict
+
+
+def timed(ttft_ms):
+    """What featkd.measure.latency tells."""
+    rounds = [
+        {"batches": {"1": {"ttft_ms": [ttft_ms * pace] * 3, "inter_token_ms": [[pace] * 4] * 3}},
+         "peak_rss_bytes": 2.0, "import_rss_bytes": 1.0, "joules": None, "energy_requests": 0}
+        for pace in (1.0, 1.01, 1.02)
+    ]  # fmt: skip
+    return {"provider": "x", "prompt_tokens": 8, "new_tokens": 5, "file_bytes": 1, "cache_bytes_per_token": 8,
+            "energy": "energy-counter", "rounds": rounds}  # fmt: skip
+
+
 def test_without_a_measured_control_no_student_is_a_go():
     rows = evidence(sft={"why": "parity-failed"}, **{"logit-kd": {"samples": samples(0.85)}})
     found = assemble.candidates(POC, rows, CHANCE, ADEQUATE)

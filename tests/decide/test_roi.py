@@ -129,7 +129,7 @@ CURVE = Latency(
         ({"max_ttft_ms": 40}, 4, True),
         ({"max_inter_token_ms": 3.9}, 1, True),
         ({"max_ttft_ms": 1000, "max_inter_token_ms": 5}, 4, True),
-        ({"max_ttft_ms": 9}, 1, False),
+        ({"max_ttft_ms": 9}, 16, False),  # the teacher serves today as it serves best
     ],
 )
 def test_a_model_is_priced_where_it_serves_most_within_the_targets(targets, concurrency, kept):
@@ -139,6 +139,21 @@ def test_a_model_is_priced_where_it_serves_most_within_the_targets(targets, conc
     at = next(one for one in CURVE.points if one.concurrency == concurrency)
     seconds = 100 / at.prefill_tokens_per_s.value + 50 / at.decode_tokens_per_s.value
     assert found.machines == math.ceil(seconds * 2 / 0.5)
+
+
+def test_a_student_that_misses_the_targets_is_priced_at_one_request_at_a_time():
+    cost = COST.model_copy(update={"max_ttft_ms": judging.Assumption(value=9)})
+    found = roi.price(CURVE, CURVE, cost, 0, is_teacher=False)
+    assert (found.concurrency, found.meets_target) == (1, False)
+    assert found.monthly_saving_usd.value < -100  # against the teacher at 16
+
+
+def test_a_target_is_kept_with_the_whole_interval():
+    cost = COST.model_copy(update={"max_ttft_ms": judging.Assumption(value=40)})
+    four = CURVE.points[1]
+    unsure = four.ttft_ms.model_copy(update={"p50": Interval(value=38, low=35, high=41)})
+    points = [CURVE.points[0], four.model_copy(update={"ttft_ms": unsure})]
+    assert roi.price(Latency(points=points), CURVE, cost, 0, False).concurrency == 1
 
 
 def test_a_speed_up_between_two_concurrencies_is_taken_round_by_round():
