@@ -119,6 +119,7 @@ class Memory(Part):
     peak_rss_bytes: Interval | None = Field(None, description="Peak of the serving process.")
     rss_above_import_bytes: Interval | None = Field(None, description="The same less the bare runtime.")
     rss_ratio: Interval | None = Field(None, description="Candidate's peak over the teacher's.")
+    device_bytes: Interval | None = Field(None, description="On an accelerator: model, cache and runtime.")
     file_bytes: int | None = Field(None, description="The ONNX files: weights and both graphs.")
     cache_bytes_per_token: int | None = Field(None, description="KV cache: keys and values of a token, all layers.")
 

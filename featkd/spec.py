@@ -157,10 +157,11 @@ class Student(Section):
 
 
 class Export(Section):
-    precisions: list[Literal["fp32", "int8", "int4"]] = Field(
+    precisions: list[Literal["fp32", "fp16", "int8", "int4"]] = Field(
         ["fp32"],
         min_length=1,
-        description="ONNX precisions of the students, each a candidate. int8: dynamic; int4: weights alone.",
+        description="ONNX precisions of the students, each a candidate. fp16: on cuda; int8: dynamic; int4: "
+        "weights alone.",
     )
     parity_tolerance: float = Field(1e-4, gt=0, description="Largest |logit difference| to PyTorch on held-out text.")
 

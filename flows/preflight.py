@@ -21,6 +21,8 @@ from tasks.stages import say
 
 def check(spec: Spec, home: Path) -> None:
     """Does the spec fit its teacher, and are its tasks there? `home` is the .featkd folder. Raises InputError."""
+    if "fp16" in spec.export.precisions and environment.device(spec.compute) == "cpu":
+        raise InputError("export.precisions: fp16 is for cuda, a processor only casts it; write fp32, int8 or int4")
     teacher = _given_teacher(spec) if spec.teacher.model else _teacher_to_be(spec)
     for size in spec.students:
         student = student_config(size, teacher)

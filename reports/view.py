@@ -117,6 +117,7 @@ def comparison(result: Result, t: Text) -> Comparison:
         ("latency", "end_to_end", "ms", lambda c: _alone(c, "end_to_end_ms", "p50"), 1, ""),
         ("memory", "peak_rss", "mb", lambda c: c.memory.peak_rss_bytes, 1e-6, ""),
         ("memory", "rss_ratio", "share_of_teacher", lambda c: c.memory.rss_ratio, 1, "memory.rss_ratio"),
+        ("memory", "device", "mb", lambda c: c.memory.device_bytes, 1e-6, ""),
         ("memory", "file", "mb", lambda c: c.memory.file_bytes, 1e-6, ""),
         ("memory", "cache", "kb", lambda c: c.memory.cache_bytes_per_token, 1e-3, ""),
         ("energy", "joules", "joules", lambda c: c.energy.joules_per_1000_tokens, 1, ""),
@@ -126,7 +127,12 @@ def comparison(result: Result, t: Text) -> Comparison:
         ("roi", "monthly_saving", "usd", lambda c: c.roi.monthly_saving_usd, 1, "roi.monthly_saving_usd"),
         ("roi", "payback", "months", lambda c: _payback(c, t), 1, "roi.payback_months"),
     ]
-    rows += [row(group, t(f"rows.{key}"), t(f"units.{unit}"), *rest) for group, key, unit, *rest in fixed]
+    accelerated = any(c.memory.device_bytes for c in result.candidates.values())
+    rows += [
+        row(group, t(f"rows.{key}"), t(f"units.{unit}"), *rest)
+        for group, key, unit, *rest in fixed
+        if key != "device" or accelerated
+    ]
     return Comparison(names, rows, notes)
 
 

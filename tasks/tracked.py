@@ -64,6 +64,7 @@ def metrics(candidate: Candidate) -> dict[str, float]:
     found |= {
         "latency/decode_speedup": _value(latency.decode_speedup),
         "memory/peak_rss_mb": _mega(_value(memory.peak_rss_bytes)),
+        "memory/device_mb": _mega(_value(memory.device_bytes)),
         "memory/file_mb": _mega(memory.file_bytes),
         "memory/cache_bytes_per_token": memory.cache_bytes_per_token,
         "energy/joules_per_1000_tokens": _value(candidate.energy.joules_per_1000_tokens),

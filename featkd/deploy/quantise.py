@@ -1,5 +1,7 @@
-"""Smaller weights: int8 and int4 copies of an exported model, made from its float32 graphs.
+"""Smaller weights: fp16, int8 and int4 copies of an exported model, made from its float32 graphs.
 
+fp16: weights, activations and KV cache, for accelerators: a processor computes in float32 and casts. It has no
+generate.onnx, which is for processors.
 int8: weights per channel and activations per tensor, quantised as they come (ONNX Runtime's dynamic quantisation).
 Weights keep 7 bits: processors without VNNI add products of 8 bits with saturation (onnxruntime.ai/docs/performance/
 model-optimizations/quantization.html), and a shipped model should not depend on who runs it.
@@ -26,13 +28,18 @@ BLOCK = 32
 
 
 def quantise(
-    source: Path, model_dir: Path, out: Path, precision: Literal["int8", "int4"], probe: list[list[int]], threads: int
+    source: Path,
+    model_dir: Path,
+    out: Path,
+    precision: Literal["fp16", "int8", "int4"],
+    probe: list[list[int]],
+    threads: int,
 ) -> Parity:
     """Quantise an exported folder and compare it with PyTorch.
 
     Args:
         source: the float32 ONNX folder; model_dir: the Hugging Face folder it was made from.
-        out: folder to fill, with the same files as `source`.
+        out: folder to fill, with the same files as `source`, but for fp16 without generate.onnx.
         probe, threads: as in featkd.deploy.export.export.
 
     Returns result.Parity without a tolerance: it passes where its logits are numbers; what the loss means is for the
@@ -53,9 +60,9 @@ def quantise(
 def _save_quantised(source: Path, out: Path, precision: str) -> None:
     import onnx_ir
 
-    make = {"int8": _int8, "int4": _int4}[precision]
+    make = {"fp16": _float16, "int8": _int8, "int4": _int4}[precision]
     onnx_ir.save(make(_with_constant_weights(source / FILE)), str(out / FILE), external_data=WEIGHTS)
-    if (source / GENERATING).is_file():
+    if precision != "fp16" and (source / GENERATING).is_file():
         save_beside(make(_with_constant_weights(source / GENERATING)), out / FILE, out / GENERATING)
 
 
@@ -74,6 +81,13 @@ def _with_constant_weights(path: Path) -> Any:
             node.outputs[0].replace_all_uses_with(constant(program.graph, f"{node.inputs[0].name}_transposed", array))
             program.graph.remove(node, safe=True)
     return onnx_ir.to_proto(onnx_ir.external_data.load_to_model(program))
+
+
+def _float16(proto: Any) -> Any:
+    import onnx_ir
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    return onnx_ir.from_proto(convert_float_to_float16(proto, disable_shape_infer=True))
 
 
 def _int8(proto: Any) -> Any:

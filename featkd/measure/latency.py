@@ -53,8 +53,10 @@ def measure(
 
     Returns {name: {provider, threads, prompt_tokens, new_tokens, in_turns, file_bytes, cache_bytes_per_token,
     energy: rapl, nvml or the code of why it was not read, rounds: [{batches: {size: {ttft_ms: [turns], inter_token_ms:
-    [turns, new_tokens - 1]}}, load_s, import_rss_bytes, peak_rss_bytes, joules, energy_requests}]}}, plain JSON.
-    Memory and energy are those of one request at a time; energy that of `energy_requests` one after another.
+    [turns, new_tokens - 1]}}, load_s, import_rss_bytes, peak_rss_bytes, device_bytes, joules, energy_requests}]}},
+    plain JSON.
+    device_bytes: what became free memory of an accelerator no more, from the start of the process to the end of its
+    warm-up. Memory and energy are those of one request at a time; energy that of `energy_requests` one after another.
     Raises InputError (the prompt is too short or too long) and ModelFailed (the process of one of them failed).
     """
     from featkd import environment
@@ -109,6 +111,7 @@ def _in_turns(jobs: dict[str, Raw], meter: energy.Meter | None) -> dict[str, Raw
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(len(jobs)) as pool:
         running: dict[str, Future[Raw]] = {}
         pipes: dict[str, int] = {}
+        facts: dict[str, Raw] = {}
 
         def awaited(name: str) -> None:
             try:
@@ -123,23 +126,32 @@ def _in_turns(jobs: dict[str, Raw], meter: energy.Meter | None) -> dict[str, Raw
                 os.mkfifo(workdir / "turns")
                 pipes[name] = os.open(workdir / "turns", os.O_RDWR)  # opening does not wait for a reader
                 job = {**job, "turns": str(workdir / "turns")}
+                before = _device_free_bytes(job["device"])
                 running[name] = pool.submit(run_child, "featkd.measure.latency", job, workdir, ended.put)
                 awaited(name)  # loads alone too
+                taken = None if before is None else max(0, before - _device_free_bytes(job["device"]))
+                facts[name] = {"device_bytes": taken, "joules": None}
             for _, name in itertools.product(range(turns), jobs):
                 time.sleep(PAUSE_S)
                 os.write(pipes[name], b".")
                 awaited(name)
-            joules = {}
             for name in jobs if meter else ():
                 time.sleep(PAUSE_S)
                 meter.joules()
                 os.write(pipes[name], b".")
                 awaited(name)
-                joules[name] = meter.joules()
-            return {name: future.result() | {"joules": joules.get(name)} for name, future in running.items()}
+                facts[name]["joules"] = meter.joules()
+            return {name: future.result() | facts[name] for name, future in running.items()}
         finally:
             for pipe in pipes.values():
                 os.close(pipe)  # after an error: who still waits for its turn ends
+
+
+def _device_free_bytes(device: str) -> int | None:
+    """What is free on the accelerator; None on the processor, where the process tells what it takes."""
+    from featkd import environment
+
+    return environment.free_memory_bytes(device) if device == "cuda" else None
 
 
 def _await(ended: queue.SimpleQueue, running: Future[Raw]) -> None:

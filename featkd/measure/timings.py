@@ -44,6 +44,9 @@ def summarise(raw: Raw, teacher_raw: Raw | None) -> tuple[Latency, Memory, Energ
     memory = Memory(
         peak_rss_bytes=over_rounds(peak),
         rss_above_import_bytes=over_rounds(above),
+        device_bytes=None
+        if raw["rounds"][0]["device_bytes"] is None
+        else over_rounds(np.maximum(_rounds(raw, "device_bytes"), 1)),
         rss_ratio=None if base_peak is None else _ratio(peak[:, None], base_peak[:, None]),
         file_bytes=raw["file_bytes"],
         cache_bytes_per_token=raw["cache_bytes_per_token"],

@@ -87,7 +87,7 @@ def timed(ttft_ms):
     """What featkd.measure.latency tells."""
     rounds = [
         {"batches": {"1": {"ttft_ms": [ttft_ms * pace] * 3, "inter_token_ms": [[pace] * 4] * 3}},
-         "peak_rss_bytes": 2.0, "import_rss_bytes": 1.0, "joules": None, "energy_requests": 0}
+         "peak_rss_bytes": 2.0, "import_rss_bytes": 1.0, "device_bytes": None, "joules": None, "energy_requests": 0}
         for pace in (1.0, 1.01, 1.02)
     ]  # fmt: skip
     return {"provider": "x", "prompt_tokens": 8, "new_tokens": 5, "file_bytes": 1, "cache_bytes_per_token": 8,

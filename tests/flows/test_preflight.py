@@ -57,6 +57,10 @@ def check(tmp_path, teacher, **changes):
             {"distillation": {"layer_pairs": "last-2"}},
             "distillation.layer_pairs: last-2 needs 2 blocks before the last",
         ),
+        (
+            {"export": {"precisions": ["fp32", "fp16"]}, "compute": {"device": "cpu"}},
+            "export.precisions: fp16 is for cuda",
+        ),
         ({"distillation": {"projector": "linear"}}, "distillation.projector: linear between equal widths"),
     ],
 )

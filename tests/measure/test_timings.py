@@ -46,6 +46,15 @@ def test_without_spread_between_rounds_there_are_no_bounds():
         assert same.low is None and same.high is None
 
 
+def test_memory_of_an_accelerator_is_told_where_there_is_one():
+    on_a_processor = raw([([1.0], [1.0], 1.0)] * 3)
+    assert summarise(on_a_processor, None)[1].device_bytes is None
+    for one, taken in zip(on_a_processor["rounds"], (4e8, 5e8, 6e8), strict=True):
+        one["device_bytes"] = taken
+    found = summarise(on_a_processor, None)[1].device_bytes
+    assert found.value == pytest.approx((4e8 * 5e8 * 6e8) ** (1 / 3)) and found.low < found.value < found.high
+
+
 @pytest.mark.parametrize("spread", [0.01, 0.1, 0.3])
 def test_it_says_how_many_rounds_a_speed_up_needs(spread):
     ratios = 2 * np.exp(spread * np.array([-1.0, 0.5, 0.0, 1.0, -0.5]))
@@ -70,7 +79,7 @@ def raw(rounds):
         "energy": "energy-counter",
         "rounds": [
             {"batches": {"1": {"ttft_ms": list(first), "inter_token_ms": [[gap] for gap in gaps]}},
-             "peak_rss_bytes": peak, "import_rss_bytes": 1e6}
+             "peak_rss_bytes": peak, "import_rss_bytes": 1e6, "device_bytes": None}
             for first, gaps, peak in rounds
         ],
     }  # fmt: skip
