@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
-import torch
 from lm_eval import utils
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import (
@@ -30,13 +29,12 @@ from lm_eval.models.utils import (
 from featkd.deploy.generate import Generator
 from featkd.deploy.session import OnnxModel
 from featkd.errors import InputError
+from featkd.measure.scoring import Scored, judged_rows, left_pad, right_pad
 
 DEFAULT_MAX_LENGTH = 2048  # as HFLM
 MAX_NEW_TOKENS = 256  # as HFLM
 LOGITS_BYTES = 512 * 2**20  # most that the logits of one forward pass may take; one row is always taken
 TOKENS = 1024  # of one forward pass on a processor: with more, rows of other lengths are padded and nothing is gained
-PART = 256  # positions whose softmax is taken at a time
-Scored = tuple[float, bool]
 Request = tuple[Any, list[int], list[int]]
 
 
@@ -164,10 +162,10 @@ class OnnxLM(TemplateLM):
         kept = {index: len(requests[index][2]) for index in single}
         for batch in self._batches(longest_first, lambda index: len(inputs[index]), kept.__getitem__):
             keep = max(len(requests[index][2]) for index in batch)
-            ids, mask = _left_pad([inputs[index] for index in batch])
+            ids, mask = left_pad([inputs[index] for index in batch])
             logits = self.model.logits(ids, mask, keep=min(keep, ids.shape[1]))
             self.tokens_run += ids.size
-            for row, index in zip(_judged(logits), batch, strict=True):
+            for row, index in zip(judged_rows(logits), batch, strict=True):
                 continuation = requests[index][2]
                 results[index] = row.score(continuation, logits.shape[1] - len(continuation))
 
@@ -175,11 +173,11 @@ class OnnxLM(TemplateLM):
         """Each context once; then the continuations from its cache, all but their last token."""
         groups = sorted(groups, key=lambda members: -len(requests[members[0]][1]))
         for batch in self._batches(groups, lambda members: len(requests[members[0]][1]), lambda members: 1):
-            ids, mask = _left_pad([requests[members[0]][1] for members in batch])
+            ids, mask = left_pad([requests[members[0]][1] for members in batch])
             first, past = self.model.extend(ids, mask, keep=1)
             self.tokens_run += ids.size
             todo = []
-            for row, (judged, members) in enumerate(zip(_judged(first), batch, strict=True)):
+            for row, (judged, members) in enumerate(zip(judged_rows(first), batch, strict=True)):
                 for index in members:
                     continuation = requests[index][2]
                     results[index] = judged.score(continuation[:1])
@@ -189,11 +187,11 @@ class OnnxLM(TemplateLM):
             rest = {item: len(requests[item[1]][2]) - 1 for item in todo}
             for part in self._batches(longest_first, rest.__getitem__, rest.__getitem__):
                 rows = [row for row, _ in part]
-                rest_ids, rest_mask = _right_pad([requests[index][2][:-1] for _, index in part])
+                rest_ids, rest_mask = right_pad([requests[index][2][:-1] for _, index in part])
                 whole_mask = np.concatenate([mask[rows], rest_mask], axis=1)
                 logits, _ = self.model.extend(rest_ids, whole_mask, past=[array[rows] for array in past])
                 self.tokens_run += rest_ids.size
-                for judged, (_, index) in zip(_judged(logits), part, strict=True):
+                for judged, (_, index) in zip(judged_rows(logits), part, strict=True):
                     more, greedy = judged.score(requests[index][2][1:])
                     results[index] = (results[index][0] + more, results[index][1] and greedy)
 
@@ -270,41 +268,3 @@ class _Wanted(NamedTuple):
     prompt: list[int]
     stops: list[str]
     new_tokens: int
-
-
-class _Judged(NamedTuple):
-    """Logits of a text [n, vocab], the logarithm of what their softmax divides by [n], and the largest's token [n]."""
-
-    logits: np.ndarray
-    normalisers: np.ndarray
-    largest: np.ndarray
-
-    def score(self, tokens: list[int], first: int = 0) -> Scored:
-        """Of tokens that follow each other from position `first` on."""
-        at = np.arange(first, first + len(tokens))
-        log_probabilities = self.logits[at, tokens] - self.normalisers[at]
-        return float(log_probabilities.sum(dtype=np.float64)), bool((self.largest[at] == tokens).all())
-
-
-def _judged(logits: np.ndarray) -> list[_Judged]:
-    """Of a batch [batch, n, vocab]. PyTorch's softmax, part by part, takes a fifth of the time of NumPy's functions."""
-    rows, largest = logits.reshape(-1, logits.shape[-1]), logits.argmax(-1)
-    best = torch.from_numpy(largest.reshape(-1, 1))
-    parts = zip(torch.from_numpy(rows).split(PART), best.split(PART), strict=True)
-    normalisers = torch.cat([z.gather(-1, at) - torch.softmax(z, -1).gather(-1, at).log() for z, at in parts])
-    return [_Judged(*row) for row in zip(logits, normalisers.reshape(largest.shape).numpy(), largest, strict=True)]
-
-
-def _left_pad(texts: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    ids, mask = _right_pad([text[::-1] for text in texts])
-    return ids[:, ::-1], mask[:, ::-1]
-
-
-def _right_pad(texts: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids and mask, both [texts, longest]."""
-    ids = np.zeros((len(texts), max(map(len, texts))), np.int64)
-    mask = np.zeros_like(ids)
-    for row, text in enumerate(texts):
-        ids[row, : len(text)] = text
-        mask[row, : len(text)] = 1
-    return ids, mask
