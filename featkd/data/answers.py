@@ -25,6 +25,13 @@ EXACT = {"ignore_case": True, "regexes_to_ignore": [f"^{AROUND}|{AROUND}$"]}
 ARTICLES = {"a", "an", "the"}
 KINDS = 30  # most responses that there may be to choose among
 COMMON = 20  # answers that are tried as the one to give always
+AMONG_CHOICES = {  # lm-eval's configuration of examples {context, choices, gold}
+    "output_type": "multiple_choice",
+    "doc_to_text": "context",
+    "doc_to_choice": "choices",
+    "doc_to_target": "gold",
+    "target_delimiter": "",
+}
 Made = tuple[dict[str, Any], list[dict[str, Any]], float]  # lm-eval's configuration, examples, chance
 
 
@@ -111,15 +118,7 @@ def chosen(rows: list[dict], tokenizer: Any, data: spec.Data, quality: spec.Qual
     else:
         examples = examples[: quality.max_examples]
         chance = sum(1 / len(example["choices"]) for example in examples) / max(1, len(examples))
-    config = {
-        "output_type": "multiple_choice",
-        "doc_to_text": "context",
-        "doc_to_choice": "choices",
-        "doc_to_target": "gold",
-        "target_delimiter": "",
-        "metric_list": [{"metric": "acc" if kinds else "acc_norm"}],
-    }
-    return config, examples, chance
+    return {**AMONG_CHOICES, "metric_list": [{"metric": "acc" if kinds else "acc_norm"}]}, examples, chance
 
 
 def balanced(rows: list[dict], key: str, most: int) -> list[dict]:

@@ -139,11 +139,7 @@ def _continuation(rows: list[dict], tokenizer: Any, quality: spec.Quality, windo
         order = rng.sample(range(CHOICES), CHOICES)
         examples.append({"context": context, "choices": [choices[n] for n in order], "gold": order.index(0)})
     config = {
-        "output_type": "multiple_choice",
-        "doc_to_text": "context",
-        "doc_to_choice": "choices",
-        "doc_to_target": "gold",
-        "target_delimiter": "",
+        **answers.AMONG_CHOICES,
         # how much more likely the context makes a passage: its bare likelihood mostly tells common words from rare
         # ones (arXiv 2104.08315)
         "metric_list": [{"metric": "acc_mutual_info"}, {"metric": "acc"}],

@@ -5,6 +5,7 @@ Where there is no counter codecarbon would go by a table of powers: that is a gu
 counters are used.
 """
 
+import importlib.util
 import logging
 import math
 import time
@@ -25,9 +26,7 @@ class Meter(NamedTuple):
 
 def meter(device: Literal["cpu", "cuda"], rapl: str = RAPL) -> Meter | Why:
     """The counter of what computes on `device`, or the code of why there is none that can be read."""
-    try:
-        import codecarbon  # noqa: F401
-    except ImportError:
+    if importlib.util.find_spec("codecarbon") is None:
         return "energy-extra"
     logging.getLogger("codecarbon").disabled = True  # what cannot be read is told by the code
     return (_nvml() if device == "cuda" else _rapl(rapl)) or "energy-counter"
