@@ -98,7 +98,7 @@ def quality_tasks(context: Context, corpus: Artefact, blocks: Artefact, tokenize
 
     return obtain(
         context.log, "tasks", context.store, "tasks", artefact_key(inputs, ROOMS, ["tokenizers"]), build,
-        note=lambda made: ", ".join(f"{name} {n}" for name, n in made.meta["examples"].items()),
+        note=lambda made: ", ".join(f"{name} {n} of {made.meta['rows']}" for name, n in made.meta["examples"].items()),
     )  # fmt: skip
 
 

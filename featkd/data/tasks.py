@@ -41,7 +41,8 @@ def build(
 ) -> dict[str, Any]:
     """Write the tasks that `quality.tasks` names with the prefix heldout_. `window`: the models' positions.
 
-    Returns {"chance": {task: value}, "examples": {task: n}}. Also writes probe.json: token ids for the parity check.
+    Returns {"chance": {task: value}, "examples": {task: n}, "rows": held-out documents}. Also writes probe.json: token
+    ids for the parity check.
     Raises InputError when the held-out documents do not give enough examples.
     """
     rows = documents(corpus, "test")
@@ -57,7 +58,7 @@ def build(
         "heldout_f1": lambda: answers.generated("token_f1", rows, tokenizer, data, quality, window),
         "heldout_choice": lambda: answers.chosen(rows, tokenizer, data, quality, window, corpus),
     }
-    meta: dict[str, Any] = {"chance": {}, "examples": {}}
+    meta: dict[str, Any] = {"chance": {}, "examples": {}, "rows": len(rows)}
     for name in quality.tasks:
         if not name.startswith(PREFIX):
             continue

@@ -33,6 +33,13 @@ def test_the_cache_of_fp16_is_half_as_large(exported, tmp_path):
     assert 2 * half == whole
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "qwen2", "gemma", "mistral"])
+def test_fp16_of_other_families(kind, exported, tmp_path):
+    done = exported(kind)
+    parity = quantise(done.onnx, done.hf, tmp_path, "fp16", done.probe, 2)
+    assert parity.passed and parity.mean_kl < 1e-5 and parity.argmax_agreement > 0.95
+
+
 def test_its_graphs_agree(quantised, exported):
     """Not to the last bit: int8 rounds activations by the largest of all that go through together."""
     _, out, _ = quantised
