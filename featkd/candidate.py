@@ -26,6 +26,7 @@ class Score(Part):
     higher_is_better: bool
     estimate: Interval
     examples: int
+    documents: int | None = Field(None, description="What the examples are from; as many, where each stands alone.")
     chance: float | None = Field(None, description="Guessing (accuracy) or a unigram model (perplexity).")
     difference: Interval | None = Field(None, description="Paired difference to the teacher: candidate - teacher.")
     retained: Interval | None = Field(
@@ -40,7 +41,11 @@ class Score(Part):
 
 class Quality(Part):
     why: str | None = None
-    tasks: dict[str, Score] = Field(default_factory=dict)
+    tasks: dict[str, Score] = Field(default_factory=dict, description="Of the seed that ships.")
+    recipe: dict[str, Score] = Field(
+        default_factory=dict,
+        description="Of the mean over seeds, where several were trained: what the next one may be.",
+    )
     replicates: dict[str, dict[str, float]] = Field(
         default_factory=dict, description="Seed to task to estimate, where several seeds were trained."
     )
@@ -159,6 +164,9 @@ class GateOutcome(Part):
     severity: Literal["block", "warn"]
     observed: Interval | None = None
     outcome: Literal["pass", "fail", "inconclusive", "missing"]
+    examples_needed: int | None = Field(
+        None, description="Inconclusive: examples of the task that would decide with a probability of 80 %."
+    )
 
 
 class Decision(Part):
@@ -168,7 +176,11 @@ class Decision(Part):
         description="Code: gates, no-gates, no-blocking-gates, baseline, parity-failed, export-failed, "
         "accuracy-failed, latency-failed, target-missed (of cost.max_ttft_ms or max_inter_token_ms), not-run, "
         "teacher-inadequate, "
-        "no-control (the plain fine-tuned student was not measured).",
+        "no-control (the plain fine-tuned student was not measured), not-reached (a larger student of this arm is no "
+        "go), ablation (it explains; no verdict).",
+    )
+    level: float | None = Field(
+        None, description="Of the intervals that quality and fidelity were judged by (decide.sequence)."
     )
     gates: list[GateOutcome] = Field(default_factory=list)
 

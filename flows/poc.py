@@ -16,7 +16,7 @@ from prefect import flow
 from featkd import environment
 from featkd.child import Event
 from featkd.decide import assemble, roi, sizes, verdict
-from featkd.decide.assemble import Evidence
+from featkd.decide.evidence import Evidence, scores
 from featkd.errors import InputError, ModelFailed, RunError
 from featkd.models import given
 from featkd.result import Adequacy, DataSummary, Result
@@ -124,12 +124,11 @@ class Poc:
                 f"more than export.parity_tolerance {parity.tolerance:.0e}; nothing can be compared to it"
             )
         controls = {
-            name: assemble.scores(found.samples, teacher, self.chance)
+            name: scores(found.samples, teacher, self.chance)
             for name, found in self.evidence.items()
             if found.arm == "sft" and found.samples is not None
         }
-        scores = assemble.scores(teacher, teacher, self.chance)
-        return verdict.adequacy(scores, controls, self.spec.teacher.if_inadequate)
+        return verdict.adequacy(scores(teacher, teacher, self.chance), controls, self.spec.teacher.if_inadequate)
 
     def students(self) -> None:
         """Distil, then export and evaluate each student, the controls first; stop if the teacher is inadequate."""

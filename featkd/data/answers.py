@@ -70,7 +70,7 @@ def generated(
     for row, ids in zip(rows, encode(tokenizer, [row["text"] for row in rows]), strict=True):
         if row["context"] and row["text"].strip() and len(ids) <= most and len(examples) < quality.max_examples:
             context = tail(tokenizer, row["context"], window - most - 2)  # 2: begin and end
-            examples.append({"context": context, "answer": row["text"].strip()})
+            examples.append({"context": context, "answer": row["text"].strip(), "group": row["group"]})
     score, options = {
         "exact_match": (exact, EXACT),
         "token_f1": (f1, {}),
@@ -111,7 +111,8 @@ def chosen(rows: list[dict], tokenizer: Any, data: spec.Data, quality: spec.Qual
             choices = [lead + answer for answer in answers]
             longest = max(map(len, encode(tokenizer, choices)))
             context = tail(tokenizer, row["context"], max(1, window - 1 - longest))
-            examples.append({"context": context, "choices": choices, "gold": answers.index(row["response"])})
+            gold = answers.index(row["response"])
+            examples.append({"context": context, "choices": choices, "gold": gold, "group": row["group"]})
     if kinds:
         examples = balanced(examples, "gold", quality.max_examples)
         chance = max(Counter(example["gold"] for example in examples).values(), default=0) / max(1, len(examples))

@@ -1,6 +1,7 @@
 """The corpus artefact: cleaned, deduplicated documents, split by content, near-duplicates across the split removed.
 
-documents.parquet has the columns id, part (train | valid | test), prompt, text, label, choices (a JSON list).
+documents.parquet has the columns id, group (what it is from: a document, a prompt, or as data.group_field says), part
+(train | valid | test), prompt, text, label, choices (a JSON list).
 """
 
 from collections.abc import Iterable
@@ -29,10 +30,10 @@ def build(data: spec.Data, out: Path, processes: int = 1, scratch: Path | None =
 
     rows = _clean(read(data, processes, scratch), data)
     for row in rows:
-        row["part"] = _part(row.pop("origin"), data.held_out)
+        row["part"] = _part(row["group"], data.held_out)
     kept = _without_near_duplicates(rows)
     _check_enough(kept, len(rows) - len(kept), data)
-    frame = pandas.DataFrame(kept, columns=["id", "part", "prompt", "text", "label", "choices"])
+    frame = pandas.DataFrame(kept, columns=["id", "group", "part", "prompt", "text", "label", "choices"])
     frame.to_parquet(out / "documents.parquet", index=False)
     parts = frame["part"].value_counts().to_dict()
     return {
@@ -65,12 +66,12 @@ def _clean(documents: Iterable[dict[str, Any]], data: spec.Data) -> list[dict[st
             for name in ("text", "prompt")
         )
         said = document["group"] or prompt
-        origin = digest([said, "" if said else text])[:20]
+        group = digest([said, "" if said else text])[:20]
         for passage in [text] if prompt else _passages(text, data.max_chars):
             if len(passage) < data.min_chars:
                 continue
             identity = digest([prompt, passage])[:20]
-            row = {"id": identity, "origin": origin, "prompt": prompt, "text": passage,
+            row = {"id": identity, "group": group, "prompt": prompt, "text": passage,
                    "label": document["label"], "choices": document["choices"]}  # fmt: skip
             found.setdefault(identity, row)
     return _capped(sorted(found.values(), key=lambda row: row["id"]), data.max_documents)

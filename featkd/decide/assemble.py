@@ -1,51 +1,14 @@
 """From what was measured to the candidates of the result: scores, fidelity, price and verdict of each."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from featkd import result, spec
-from featkd.decide import gates, roi
-from featkd.measure import fidelity, statistics, timings
+from featkd.decide import gates, sequence
+from featkd.decide.evidence import Evidence, Measured, measured, of_task
+from featkd.measure import statistics
 
 SIDE_BY_SIDE = (("logit-kd", "sft"), ("feature-kd", "sft"), ("feature-kd", "logit-kd"))
-
-
-@dataclass
-class Evidence:
-    """What is known of one candidate. `why` is a code for what is missing: parity-failed, export-failed,
-    accuracy-failed, latency-failed, teacher-inadequate; `failure` is what went wrong, in one line.
-
-    samples: per-example scores of the seed that ships (featkd.measure.accuracy); replicates: of every seed.
-    latency: raw timings (featkd.measure.latency).
-    """
-
-    name: str
-    arm: str
-    size: str | None = None
-    precision: str = "fp32"
-    seed: int | None = None
-    training: result.Training | None = None
-    parity: result.Parity | None = None
-    artefact: str | None = None
-    samples: Any = None
-    replicates: dict[str, Any] = field(default_factory=dict)
-    latency: dict[str, Any] | None = None
-    why: str = "not-run"
-    failure: str | None = None
-
-
-def scores(samples: Any, teacher: Any, chance: dict[str, float]) -> dict[str, result.Score]:
-    """Task to score, in the order of the tasks. `chance`: for the tasks made here; else 1 / choices for accuracies.
-
-    The very same object twice is the teacher beside itself: exact, without an interval.
-    """
-    found = {}
-    for task, rows in samples.groupby("task", sort=False):
-        guess = chance.get(task, _chance(rows))
-        beside = rows if samples is teacher else teacher[teacher["task"] == task]
-        found[task] = statistics.score(rows, beside, guess)
-    return found
 
 
 def candidates(
@@ -67,7 +30,9 @@ def candidates(
     seen = {}
     if overlap is not None:
         seen = {task: statistics.mean(rows["seen"].to_numpy(float)) for task, rows in overlap.groupby("task")}
-    return {found.name: _candidate(poc, found, evidence, chance, adequacy, seen) for found in evidence}
+    sections = {found.name: measured(poc, found, evidence[0], chance, seen) for found in evidence}
+    decisions = _decisions(poc, evidence, sections, chance, adequacy)
+    return {found.name: _candidate(found, sections[found.name], decisions[found.name]) for found in evidence}
 
 
 def comparisons(evidence: list[Evidence]) -> list[result.Comparison]:
@@ -95,39 +60,16 @@ def _compare(a: Evidence, b: Evidence) -> list[result.Comparison]:
 
 
 def _paired(task: str, a: Evidence, b: Evidence) -> result.Comparison:
-    kind, estimate = statistics.compare(*(found.samples[found.samples["task"] == task] for found in (a, b)))
+    """Over all seeds that both were measured with, seed by seed."""
+    seeds = [seed for seed in a.replicates if seed in b.replicates]
+    pairs = [(a.replicates[seed], b.replicates[seed]) for seed in seeds] or [(a.samples, b.samples)]
+    kind, estimate = statistics.compare(
+        *([of_task(samples, task) for samples in side] for side in zip(*pairs, strict=True))
+    )
     return result.Comparison(task=task, a=a.name, b=b.name, kind=kind, estimate=estimate)
 
 
-def _candidate(
-    poc: spec.Spec,
-    found: Evidence,
-    evidence: list[Evidence],
-    chance: dict[str, float],
-    adequacy: result.Adequacy,
-    overlap: dict[str, result.Interval],
-) -> result.Candidate:
-    teacher = evidence[0]
-    is_teacher = found is teacher
-    quality, agreement = _quality(found, teacher, chance, overlap), _fidelity(found, teacher)
-    speed, memory, energy = _latency(found, teacher)
-    teacher_speed = speed if is_teacher else _latency(teacher, teacher)[0]
-    seconds = found.training.seconds if found.training and found.training.seconds else 0.0
-    money = roi.price(speed, teacher_speed, poc.cost, seconds, is_teacher)
-    if is_teacher:
-        decision = result.Decision(why="baseline")
-    elif adequacy.action == "stopped":
-        decision = result.Decision(verdict="inconclusive", why="teacher-inadequate")
-    elif found.samples is None:
-        verdict = "no-go" if found.why in ("parity-failed", "export-failed") else "inconclusive"
-        decision = result.Decision(verdict=verdict, why=found.why)
-    else:
-        decision = gates.decide(poc.gates, quality, agreement, speed, memory, money)
-        if decision.verdict == "go" and money.meets_target is False:
-            decision = decision.model_copy(update={"verdict": "no-go", "why": "target-missed"})
-        doubt = _doubt(evidence, adequacy)
-        if doubt and decision.verdict == "go":
-            decision = decision.model_copy(update={"verdict": "inconclusive", "why": doubt})
+def _candidate(found: Evidence, sections: Measured, decision: result.Decision) -> result.Candidate:
     return result.Candidate(
         arm=found.arm,
         size=found.size,
@@ -137,15 +79,73 @@ def _candidate(
         training=found.training,
         parity=found.parity,
         failure=found.failure,
-        quality=quality,
-        fidelity=agreement,
         guardrails=result.Guardrails(why="guardrails-not-built"),
-        latency=speed,
-        memory=memory,
-        energy=energy,
-        roi=money,
+        **vars(sections),
         verdict=decision,
     )
+
+
+def _decisions(
+    poc: spec.Spec,
+    evidence: list[Evidence],
+    sections: dict[str, Measured],
+    chance: dict[str, float],
+    adequacy: result.Adequacy,
+) -> dict[str, result.Decision]:
+    """The verdict on each. Students whose costs pass are tested in sequence, at the levels that decide.sequence gives;
+    that choice is made from timings, and these know nothing of the examples."""
+    by_name = {found.name: found for found in evidence}
+    decisions: dict[str, result.Decision] = {}
+    lines: dict[tuple[str, str], list[Evidence]] = {}
+    for found in evidence:
+        decision = _beforehand(poc, found, sections[found.name], adequacy)
+        if decision is None:
+            lines.setdefault((found.arm, found.precision), []).append(found)
+        else:
+            decisions[found.name] = decision
+
+    def judged(name: str, level: float) -> result.Decision:
+        at_level = sections[name].at(level, by_name[name], evidence[0], chance)
+        return at_level.judged(poc.gates, level)
+
+    ordered = [[found.name for found in sorted(line, key=_parameters, reverse=True)] for line in lines.values()]
+    tested = sequence.levels(ordered, lambda name, level: judged(name, level).verdict == "go")
+    for name, (level, reached) in tested.items():
+        decision = judged(name, level).model_copy(update={"level": level})
+        decisions[name] = decision if reached else _capped(decision, "not-reached")
+    doubt = _doubt(evidence, adequacy)
+    return {name: _capped(decisions[name], doubt) if doubt else decisions[name] for name in by_name}
+
+
+def _beforehand(
+    poc: spec.Spec, found: Evidence, sections: Measured, adequacy: result.Adequacy
+) -> result.Decision | None:
+    """The decision on what is not to be tested by its examples: None for all else."""
+    if found.arm == "teacher":
+        return result.Decision(why="baseline")
+    if adequacy.action == "stopped":
+        return result.Decision(verdict="inconclusive", why="teacher-inadequate")
+    if found.samples is None:
+        verdict = "no-go" if found.why in ("parity-failed", "export-failed") else "inconclusive"
+        return result.Decision(verdict=verdict, why=found.why)
+    decision = sections.judged(poc.gates)
+    if found.arm not in spec.ARMS:
+        return decision.model_copy(update={"verdict": None, "why": "ablation"})
+    if sections.roi.meets_target is False and decision.verdict != "no-go":
+        return decision.model_copy(update={"verdict": "no-go", "why": "target-missed"})
+    tested = decision.why == "gates" and gates.costs_pass(decision)
+    return None if tested else decision
+
+
+def _capped(decision: result.Decision, why: str) -> result.Decision:
+    """No go, for this reason."""
+    if decision.verdict != "go":
+        return decision
+    return decision.model_copy(update={"verdict": "inconclusive", "why": why})
+
+
+def _parameters(found: Evidence) -> int:
+    return found.training.parameters if found.training else 0
 
 
 def _doubt(evidence: list[Evidence], adequacy: result.Adequacy) -> str | None:
@@ -154,45 +154,3 @@ def _doubt(evidence: list[Evidence], adequacy: result.Adequacy) -> str | None:
         return "teacher-inadequate"
     controlled = any(found.arm == "sft" and found.samples is not None for found in evidence)
     return None if controlled else "no-control"
-
-
-def _quality(
-    found: Evidence, teacher: Evidence, chance: dict[str, float], overlap: dict[str, result.Interval]
-) -> result.Quality:
-    if found.samples is None:
-        return result.Quality(why=found.why)
-    values = {
-        seed: {task: score.estimate.value for task, score in scores(samples, samples, chance).items()}
-        for seed, samples in found.replicates.items()
-    }
-    tasks = {
-        task: score.model_copy(update={"overlap": overlap.get(task)})
-        for task, score in scores(found.samples, teacher.samples, chance).items()
-    }
-    return result.Quality(tasks=tasks, replicates=values)
-
-
-def _fidelity(found: Evidence, teacher: Evidence) -> result.Fidelity:
-    if found is teacher:
-        return result.Fidelity(why="baseline")
-    if found.samples is None:
-        return result.Fidelity(why=found.why)
-    tasks = {
-        task: fidelity.agreement(rows, teacher.samples[teacher.samples["task"] == task])
-        for task, rows in found.samples.groupby("task", sort=False)
-        if (rows["n_choices"] > 1).all()
-    }
-    return result.Fidelity(tasks=tasks, why=None if tasks else "no-choice-task")
-
-
-def _latency(found: Evidence, teacher: Evidence) -> tuple[result.Latency, result.Memory, result.Energy]:
-    if found.latency is None:
-        return result.Latency(why=found.why), result.Memory(why=found.why), result.Energy(why=found.why)
-    return timings.summarise(found.latency, teacher.latency)
-
-
-def _chance(rows: Any) -> float | None:
-    """Guessing among the choices; None for what is not an accuracy (f1, mcc, ...) or has no choices."""
-    choices = rows["n_choices"]
-    guessable = statistics.is_accuracy(str(rows["metric"].iloc[0])) and (choices > 1).all()
-    return float((1 / choices).mean()) if guessable else None

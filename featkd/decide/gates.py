@@ -1,23 +1,39 @@
-"""Evidence in, verdict out. A rule passes only when the whole interval is on the right side of its bound."""
+"""Evidence in, verdict out. A rule passes only when the whole interval is on the right side of its bound.
+
+Where a rule on a task is open, the number of examples that would settle it stands beside it.
+"""
 
 import math
 from typing import Literal
 
 from featkd import spec
+from featkd.decide import power
+from featkd.measure.statistics import LEVEL
 from featkd.result import Decision, Fidelity, GateOutcome, Interval, Latency, Memory, Quality, Roi
 
 Outcome = Literal["pass", "fail", "inconclusive", "missing"]
 Observed = tuple[float, float | None, float | None]
+ABOUT_TASKS = ("quality", "fidelity")
 
 
 def decide(
-    rules: list[spec.Gate], quality: Quality, fidelity: Fidelity, latency: Latency, memory: Memory, roi: Roi
+    rules: list[spec.Gate],
+    quality: Quality,
+    fidelity: Fidelity,
+    latency: Latency,
+    memory: Memory,
+    roi: Roi,
+    level: float = LEVEL,
 ) -> Decision:
     """go: every blocking rule passes. no-go: one fails. inconclusive: none fails, but one is undecided or missing.
 
     Without blocking rules nothing can be a go: inconclusive, because of 'no-gates' or 'no-blocking-gates'.
+    `level`: of the intervals of quality and fidelity.
     """
-    outcomes = [_judge(rule, _observe(rule.metric, quality, fidelity, latency, memory, roi)) for rule in rules]
+    outcomes = [
+        _with_examples(_judge(rule, _observe(rule.metric, quality, fidelity, latency, memory, roi)), quality, level)
+        for rule in rules
+    ]
     blocking = {gate.outcome for gate in outcomes if gate.severity == "block"}
     if not blocking:
         return Decision(verdict="inconclusive", why="no-blocking-gates" if rules else "no-gates", gates=outcomes)
@@ -26,6 +42,15 @@ def decide(
     else:
         verdict = "go" if blocking == {"pass"} else "inconclusive"
     return Decision(verdict=verdict, why="gates", gates=outcomes)
+
+
+def costs_pass(decision: Decision) -> bool:
+    """Do all blocking rules on latency, memory and ROI?"""
+    return all(
+        gate.outcome == "pass"
+        for gate in decision.gates
+        if gate.severity == "block" and gate.metric.split(".")[0] not in ABOUT_TASKS
+    )
 
 
 def _observe(
@@ -66,6 +91,17 @@ def _judge(rule: spec.Gate, observed: Observed | None) -> GateOutcome:
         observed=_shown(observed),
         outcome="missing" if observed is None else _outcome(rule, *observed[1:]),
     )
+
+
+def _with_examples(gate: GateOutcome, quality: Quality, level: float) -> GateOutcome:
+    """With what would decide it, if it is open and on a task."""
+    section, *task, name = gate.metric.split(".")
+    score = quality.tasks.get(".".join(task))
+    if gate.outcome != "inconclusive" or section not in ABOUT_TASKS or name == "overlap" or not score:
+        return gate
+    bound = gate.at_most if gate.at_least is None else gate.at_least
+    needed = power.examples_needed(gate.observed, bound, score.examples, level)
+    return gate.model_copy(update={"examples_needed": needed})
 
 
 def _outcome(rule: spec.Gate, low: float | None, high: float | None) -> Outcome:

@@ -5,6 +5,7 @@ out/accuracy.json    {task: {metric, higher_is_better, value, examples, n_choice
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 import math
@@ -22,6 +23,7 @@ from featkd.measure.statistics import is_perplexity
 
 PERPLEXITIES = ("word_perplexity", "byte_perplexity", "bits_per_byte", "perplexity")
 PER_TOKEN = "token_perplexity"
+SOURCES = ("group", "passage", "article", "paragraph", "story", "context")  # fields of what examples are about
 PREFERRED = ("acc", "acc_norm", "exact_match", "f1", "token_f1", "bleu", "rouge1")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
@@ -94,8 +96,8 @@ def evaluate(
         metric = _primary(config, samples)
         up = found["higher_is_better"][task].get(metric) is not False  # None where lm-eval does not know
         mine = [
-            {**_row(task, metric, up, config, sample), "text": _text(tasks[task], sample)}
-            for sample in samples
+            {**_row(task, metric, up, config, sample), "group": group, "text": _text(tasks[task], sample)}
+            for sample, group in zip(samples, _groups([sample["doc"] for sample in samples]), strict=True)
             if metric in sample["metrics"]
         ]
         if not mine:
@@ -148,6 +150,15 @@ def _primary(config: dict[str, Any], samples: list[dict[str, Any]]) -> str:
 def _first_filter(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """lm-eval gives one sample per document and filter: several readings of one answer are one example."""
     return [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
+
+
+def _groups(docs: list[dict[str, Any]]) -> list[str]:
+    """Which examples share what they are about (SOURCES): told by a field with fewer values than there are examples."""
+    for field in SOURCES:
+        values = [doc.get(field) for doc in docs]
+        if all(isinstance(value, str) for value in values) and 1 < len(set(values)) < len(docs):
+            return [hashlib.sha256(value.encode("utf-8", "replace")).hexdigest()[:16] for value in values]
+    return [str(number) for number in range(len(docs))]
 
 
 def _row(task: str, metric: str, up: bool, config: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:

@@ -1,13 +1,16 @@
-"""Figures with their 95 % intervals, from per-example evidence (samples.parquet).
+"""Figures with their intervals, from per-example evidence (samples.parquet).
 
-A share of examples: Wilson's score interval (Wilson 1927), which keeps its width at 0 and 1. All else: percentile
-bootstrap over examples (Efron 1979), 2000 resamples, fixed seed, candidate and teacher resampled together: they
-answered the same questions, so most of the noise cancels in a difference. Resamples without spread tell nothing of
-the uncertainty, so there are no bounds then; a model beside itself, the very same rows, is exact.
+Every figure is a ratio of two means over the same examples, candidate and teacher side by side: the noise that they
+share cancels. Its interval is Fieller's (1954): all r for which mean(numerator - r * denominator) = 0 is not rejected.
+The variance is that between documents (column `group`), for examples of one document say the same twice, with
+Student's t. Of scores from 0 to 1 half an example is added to each cell of the table right or wrong x right or wrong
+(Agresti & Min 2005, 10.1002/sim.1781): without it intervals are too narrow where few examples differ, and empty where
+none does. Of several seeds, variance of seeds and of examples add up, with Satterthwaite's (1946) degrees of freedom.
+A share of examples alone has Wilson's score interval (1927). `make bench-verdict` shows what all this covers.
+
+Bounds are missing where the data cannot tell them; a model beside itself, the very same rows, is exact.
 """
 
-import warnings
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -18,68 +21,84 @@ from featkd.result import Interval, Score
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-RESAMPLES = 2000
-SEED = 0
 LEVEL = 0.95
 LARGEST_LOG = 700.0
 ROUNDING = 1e-9  # of a mean: no lead over chance
 ACCURACIES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
-Statistic = Callable[..., np.ndarray]
+CELLS = np.array([(1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (0.0, 0.0)])
+CELL_WEIGHT = 0.5
 
 
-def score(candidate: "DataFrame", teacher: "DataFrame", chance: float | None) -> Score:
+def score(
+    candidate: "DataFrame | list[DataFrame]", teacher: "DataFrame", chance: float | None, level: float = LEVEL
+) -> Score:
     """One task of one candidate beside the teacher's.
 
     Args:
-        candidate, teacher: rows of one task from samples.parquet; the same examples in any order. Without a column
-            `higher_is_better` it is true but for perplexities.
+        candidate: rows of one task from samples.parquet, or such rows of each seed: then the figures are those of the
+            recipe, the mean over seeds. teacher: the same examples in any order. Without a column
+            `higher_is_better` it is true but for perplexities; without `group` every example is a document.
         chance: what guessing gives: an accuracy, or a unigram model's perplexity per the same unit. None if unknown.
 
     `retained` is (candidate - chance) / (teacher - chance), of logarithms for perplexities: nats above chance that
-    are kept. It is None without a chance level or where the teacher is not better than chance, and has no interval
+    are kept. It is None without a chance level or where the teacher is not better than chance, and has no bounds
     where the teacher's lead over chance is not certain.
     Raises RunError when the two are not of the same examples.
     """
-    paired = _exact if candidate is teacher else interval
-    candidate, teacher = _aligned(candidate, teacher)
-    metric = str(candidate["metric"].iloc[0])
-    perplexity = is_perplexity(metric)
-    up = bool(candidate["higher_is_better"].iloc[0]) if "higher_is_better" in candidate else not perplexity
-    mine, theirs = _columns(candidate), _columns(teacher)
-    both = (*mine, *theirs)
-    if not perplexity:
+    seeds = candidate if isinstance(candidate, list) else [candidate]
+    itself = len(seeds) == 1 and seeds[0] is teacher
+    *seeds, teacher = aligned([*seeds, teacher])
+    first, metric = seeds[0], str(seeds[0]["metric"].iloc[0])
+    mine = np.stack([rows["score"].to_numpy(np.float64) for rows in seeds])
+    theirs, units = (teacher[name].to_numpy(np.float64) for name in ("score", "weight"))
+    sample = Sample(groups(teacher), level, itself)
+    common = {"metric": metric, "examples": len(first), "chance": chance}
+    if not is_perplexity(metric):
+        up = bool(first["higher_is_better"].iloc[0]) if "higher_is_better" in first else True
+        cells = CELLS if _bounded(mine) and _bounded(theirs) else CELLS[:0]
         return Score(
-            metric=metric,
+            **common,
             higher_is_better=up,
-            estimate=mean(mine[0]),
-            examples=len(candidate),
-            chance=chance,
-            difference=paired(_difference, both),
-            retained=_retained(paired, _mean, both, chance, up),
+            documents=sample.documents,
+            estimate=sample.mean(mine),
+            difference=sample.ratio(mine - theirs, np.ones_like(theirs), cells @ [1, -1], np.ones(len(cells))),
+            retained=_retained(sample, mine, theirs, np.ones_like(theirs), chance, up, cells),
         )
+    nats, base = -mine, -theirs
     return Score(
-        metric=metric,
-        higher_is_better=up,
-        estimate=interval(_perplexity, mine),
-        examples=len(candidate),
-        chance=chance,
-        difference=paired(lambda s, w, t, v, axis: _perplexity(s, w, axis) - _perplexity(t, v, axis), both),
-        retained=_retained(paired, _nats_per_unit, both, None if chance is None else float(np.log(chance)), False),
-        ratio=paired(_ratio, both),
+        **common,
+        higher_is_better=False,
+        documents=sample.documents,
+        estimate=_exp(sample.alone.ratio(nats, units)),
+        difference=sample.ratio(_apart(nats, units) - _apart(base, units), units),
+        retained=_retained(sample, nats, base, units, None if chance is None else float(np.log(chance)), False),
+        ratio=_exp(sample.ratio(nats - base, units)),
     )
 
 
-def compare(task_rows_a: "DataFrame", task_rows_b: "DataFrame") -> tuple[Literal["difference", "ratio"], Interval]:
+def compare(
+    a: "DataFrame | list[DataFrame]", b: "DataFrame | list[DataFrame]", level: float = LEVEL
+) -> tuple[Literal["difference", "ratio"], Interval]:
     """Two candidates on one task: ("difference", a - b), for perplexities ("ratio", a / b), with its interval.
 
+    Of several seeds, seed by seed: rows of each, in the same order.
     Raises RunError when the two are not of the same examples.
     """
-    paired = _exact if task_rows_a is task_rows_b else interval
-    a, b = _aligned(task_rows_a, task_rows_b)
-    both = (*_columns(a), *_columns(b))
-    if is_perplexity(str(a["metric"].iloc[0])):
-        return "ratio", paired(_ratio, both)
-    return "difference", paired(_difference, both)
+    a, b = ([found] if not isinstance(found, list) else found for found in (a, b))
+    itself = all(mine is other for mine, other in zip(a, b, strict=True))
+    rows = aligned([*a, *b])
+    scores = np.stack([found["score"].to_numpy(np.float64) for found in rows])
+    mine, other = scores[: len(a)], scores[len(a) :]
+    sample, units = Sample(groups(rows[0]), level, itself), rows[0]["weight"].to_numpy(np.float64)
+    if is_perplexity(str(rows[0]["metric"].iloc[0])):
+        return "ratio", _exp(sample.ratio(other - mine, units))
+    cells = CELLS if _bounded(mine) and _bounded(other) else CELLS[:0]
+    return "difference", sample.ratio(mine - other, np.ones_like(units), cells @ [1, -1], np.ones(len(cells)))
+
+
+def mean(values: np.ndarray, groups: np.ndarray | None = None, level: float = LEVEL) -> Interval:
+    """The mean of `values` [examples] with its interval; `groups` [examples]: which document each is from."""
+    return Sample(groups if groups is not None else np.arange(len(values)), level).mean(values[None])
 
 
 def is_perplexity(metric: str) -> bool:
@@ -91,104 +110,142 @@ def is_accuracy(metric: str) -> bool:
     return metric in ACCURACIES
 
 
-def mean(values: np.ndarray) -> Interval:
-    """The mean of `values` [examples] with its interval: Wilson's where all are 0 or 1, else bootstrap."""
-    from scipy.stats import binomtest
+class Sample:
+    """The examples of one task, in documents, and the level of its intervals."""
 
-    if not np.isin(values, (0, 1)).all():
-        return interval(lambda column, axis: column.mean(axis=axis), (values,))
-    found = binomtest(int(values.sum()), len(values)).proportion_ci(LEVEL, method="wilson")
-    return Interval(value=float(values.mean()), low=float(found.low), high=float(found.high))
+    def __init__(self, groups: np.ndarray, level: float = LEVEL, exact: bool = False) -> None:
+        """groups: [examples], any labels. exact: what is asked is of a model beside itself."""
+        names, self._document = np.unique(groups, return_inverse=True)
+        self.documents, self.level, self.exact = len(names), level, exact
 
+    @property
+    def alone(self) -> "Sample":
+        """For figures that nothing stands beside."""
+        return Sample(self._document, self.level)
 
-def interval(statistic: Statistic, columns: tuple[np.ndarray, ...]) -> Interval:
-    """A statistic of paired columns [examples] with its bootstrap interval.
+    def mean(self, values: np.ndarray) -> Interval:
+        """Over `values` [seeds, examples]: of one seed's rights and wrongs Wilson's interval, else as `ratio`."""
+        from scipy.stats import t
 
-    `statistic(*columns, axis)` reduces the examples' axis. No bounds for fewer than two examples, where a resample is
-    not finite, or where all resamples give the same.
-    """
-    from scipy.stats import bootstrap
-
-    value = float(statistic(*columns, axis=-1))
-    if len(columns[0]) < 2:
-        return Interval(value=value)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # resamples that are not a number: told by the missing bounds
-        found = bootstrap(
-            columns,
-            statistic,
-            n_resamples=RESAMPLES,
-            batch=max(1, 2_000_000 // len(columns[0])),
-            paired=True,
-            vectorized=True,
-            confidence_level=LEVEL,
-            method="percentile",
-            rng=np.random.default_rng(SEED),
+        if len(values) > 1 or not np.isin(values, (0, 1)).all() or self.documents < 2:
+            return self.alone.ratio(values, np.ones(values.shape[1]))
+        share = float(values.mean())
+        effective = values.size / self._design_effect(values[0] - share)
+        square = t.ppf((1 + self.level) / 2, self.documents - 1) ** 2
+        middle = (share + square / (2 * effective)) / (1 + square / effective)
+        half = np.sqrt(square * (share * (1 - share) / effective + square / (4 * effective**2))) / (
+            1 + square / effective
         )
-    low, high = (float(bound) for bound in found.confidence_interval)
-    rounding = 1e-12 * max(1.0, abs(value))
-    if not (np.isfinite(low) and np.isfinite(high)) or high - low <= rounding:
-        return Interval(value=value)
-    return Interval(value=value, low=low, high=high)
+        return Interval(value=share, low=max(0.0, middle - half), high=min(1.0, middle + half))
 
+    def ratio(
+        self,
+        above: np.ndarray,
+        below: np.ndarray,
+        cells_above: np.ndarray = CELLS[:0, 0],
+        cells_below: np.ndarray = CELLS[:0, 0],
+    ) -> Interval:
+        """mean(above) / mean(below), Fieller's interval. above: [seeds, examples]; below: [examples], of no seed.
 
-def _exact(statistic: Statistic, columns: tuple[np.ndarray, ...]) -> Interval:
-    value = float(statistic(*columns, axis=-1))
-    return Interval(value=value, low=value, high=value)
+        cells: the same of each added kind of example [cells].
+        """
+        each = above.mean(0)
+        value = float(each.sum() / below.sum())
+        if self.exact:
+            return Interval(value=value, low=value, high=value)
+        if self.documents < 2:
+            return Interval(value=value)
+        cells = np.stack([cells_above, cells_below])
+        total_above, total_below = np.array([each.sum(), below.sum()]) + CELL_WEIGHT * cells.sum(1)
+        spread = np.cov(self._totals(each), self._totals(below)) * self.documents
+        spread += CELL_WEIGHT * self._design_effect(each - value * below) * cells @ cells.T
+        spread_of_seeds, freedom = self._seeds(above, each, spread, value)
+        spread[0, 0] += spread_of_seeds
+        return Interval(value=value, **self._fieller(total_above, total_below, spread, freedom))
+
+    def _fieller(self, above: float, below: float, spread: np.ndarray, freedom: float) -> dict[str, float]:
+        """The bounds, if there are any: the roots r of (above - r below)^2 = t^2 (spread of that)."""
+        from scipy.stats import t
+
+        square = t.ppf((1 + self.level) / 2, freedom) ** 2
+        a, b, c = (
+            below**2 - square * spread[1, 1],
+            above * below - square * spread[0, 1],
+            above**2 - square * spread[0, 0],
+        )
+        if a <= 0 or b**2 - a * c <= (ROUNDING * above * below) ** 2 + 1e-300:
+            return {}
+        root = np.sqrt(b**2 - a * c)
+        return {"low": float((b - root) / a), "high": float((b + root) / a)}
+
+    def _seeds(self, above: np.ndarray, each: np.ndarray, spread: np.ndarray, value: float) -> tuple[float, float]:
+        """What seeds add to the variance of the sum of `above`, and the degrees of freedom of all of it at `value`."""
+        seeds, freedom = len(above), self.documents - 1
+        if seeds == 1:
+            return 0.0, freedom
+        of_examples = float([1, -value] @ spread @ [1, -value])
+        of_seeds = above.sum(1).var(ddof=1) / seeds
+        left = np.stack([self._totals(one) for one in above - each])
+        both = ((left - left.mean(1, keepdims=True)) ** 2).sum() / (seeds - 1) / seeds
+        total = max(of_examples + of_seeds - both, of_examples, of_seeds)
+        parts = of_seeds**2 / (seeds - 1) + of_examples**2 / freedom
+        return total - of_examples, total**2 / parts if parts else freedom
+
+    def _totals(self, values: np.ndarray) -> np.ndarray:
+        return np.bincount(self._document, weights=values, minlength=self.documents)
+
+    def _design_effect(self, rest: np.ndarray) -> float:
+        """Variance of a sum of `rest` [examples] by documents over that of unrelated examples; 1 at least."""
+        squares = (rest**2).sum()
+        return max(1.0, float((self._totals(rest) ** 2).sum() / squares)) if squares else 1.0
 
 
 def _retained(
-    paired: Callable[..., Interval], level: Statistic, both: tuple[np.ndarray, ...], chance: float | None, up: bool
+    sample: Sample,
+    mine: np.ndarray,
+    theirs: np.ndarray,
+    units: np.ndarray,
+    chance: float | None,
+    up: bool,
+    cells: np.ndarray = CELLS[:0],
 ) -> Interval | None:
+    """Of sums per example, `chance` per unit."""
     if chance is None:
         return None
     sign = 1.0 if up else -1.0
-
-    def lead(s: np.ndarray, w: np.ndarray, axis: int) -> np.ndarray:
-        return sign * (level(s, w, axis) - chance)
-
-    if lead(*both[2:], axis=-1) <= ROUNDING:
+    lead, base = sign * (mine - chance * units), sign * (theirs - chance * units)
+    if base.sum() <= ROUNDING * units.sum():
         return None
-
-    def share(s: np.ndarray, w: np.ndarray, t: np.ndarray, v: np.ndarray, axis: int) -> np.ndarray:
-        of = lead(t, v, axis)
-        return lead(s, w, axis) / np.where(of > ROUNDING, of, np.nan)
-
-    return paired(share, both)
+    return sample.ratio(lead, base, *(sign * (cells.T - chance)))
 
 
-def _mean(scores: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
-    return scores.mean(axis=axis)
+def _apart(nats: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """Per example, what sums up to units x perplexity, and deviates as the perplexity does to first order."""
+    logarithm = nats.sum(-1, keepdims=True) / units.sum()
+    return np.exp(np.minimum(logarithm, LARGEST_LOG)) * (nats - logarithm * units + units)
 
 
-def _difference(s: np.ndarray, w: np.ndarray, t: np.ndarray, v: np.ndarray, axis: int) -> np.ndarray:
-    return _mean(s, w, axis) - _mean(t, v, axis)
+def _exp(interval: Interval) -> Interval:
+    bounds = {name: bound for name, bound in interval if bound is not None}
+    return Interval(**{name: float(np.exp(min(bound, LARGEST_LOG))) for name, bound in bounds.items()})
 
 
-def _nats_per_unit(nats: np.ndarray, units: np.ndarray, axis: int) -> np.ndarray:
-    """Logarithm of the corpus perplexity: -sum(log-likelihoods) / sum(tokens, words or bytes)."""
-    return -nats.sum(axis=axis) / units.sum(axis=axis)
+def _bounded(scores: np.ndarray) -> bool:
+    return bool(((scores >= 0) & (scores <= 1)).all())
 
 
-def _perplexity(nats: np.ndarray, units: np.ndarray, axis: int) -> np.ndarray:
-    return np.exp(np.minimum(_nats_per_unit(nats, units, axis), LARGEST_LOG))
+def groups(rows: "DataFrame") -> np.ndarray:
+    return (rows["group"] if "group" in rows else rows["doc_id"]).to_numpy()
 
 
-def _ratio(s: np.ndarray, w: np.ndarray, t: np.ndarray, v: np.ndarray, axis: int) -> np.ndarray:
-    return np.exp(np.minimum(_nats_per_unit(s, w, axis) - _nats_per_unit(t, v, axis), LARGEST_LOG))
-
-
-def _columns(rows: "DataFrame") -> tuple[np.ndarray, np.ndarray]:
-    return rows["score"].to_numpy(np.float64), rows["weight"].to_numpy(np.float64)
-
-
-def _aligned(a: "DataFrame", b: "DataFrame") -> tuple["DataFrame", "DataFrame"]:
-    """Both sorted by example. RunError unless they are the same examples of one task and metric, each once."""
-    a, b = a.sort_values("doc_id"), b.sort_values("doc_id")
+def aligned(all_rows: "list[DataFrame]") -> "list[DataFrame]":
+    """Each sorted by example. RunError unless they are the same examples of one task and metric, each once."""
+    first, *others = sorted_rows = [rows.sort_values("doc_id") for rows in all_rows]
     key = ["task", "metric", "doc_id"]
-    same = len(a) == len(b) and len(a) > 0 and (a[key].to_numpy() == b[key].to_numpy()).all()
-    if not same or a["task"].nunique() != 1:
-        raise RunError("two measurements are not of the same examples of one task; measure both again")
-    if a["doc_id"].duplicated().any():
-        raise RunError(f"examples of {a['task'].iloc[0]} were scored more than once; measure again")
-    return a, b
+    for other in others:
+        same = len(first) == len(other) and len(first) > 0 and (first[key].to_numpy() == other[key].to_numpy()).all()
+        if not same or first["task"].nunique() != 1:
+            raise RunError("two measurements are not of the same examples of one task; measure both again")
+    if first["doc_id"].duplicated().any():
+        raise RunError(f"examples of {first['task'].iloc[0]} were scored more than once; measure again")
+    return sorted_rows

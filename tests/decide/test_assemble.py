@@ -6,7 +6,8 @@ import pytest
 
 from featkd import spec, specfile
 from featkd.decide import assemble
-from featkd.decide.assemble import Evidence
+from featkd.decide import evidence as known
+from featkd.decide.evidence import Evidence
 from featkd.result import Adequacy
 
 POC = specfile.validate(
@@ -105,15 +106,15 @@ def test_without_a_measured_control_no_student_is_a_go():
 @pytest.mark.parametrize(("metric", "chance"), [("acc", 0.25), ("acc_norm", 0.25), ("mcc", None), ("f1", None)])
 def test_guessing_among_the_choices_is_known_for_accuracies_only(metric, chance):
     rows = samples(0.9).assign(task="foreign", metric=metric)
-    assert assemble.scores(rows, rows, CHANCE)["foreign"].chance == chance
+    assert known.scores(rows, rows, CHANCE)["foreign"].chance == chance
 
 
 def test_the_teacher_beside_itself_is_the_very_same_rows(monkeypatch):
     seen = []
-    monkeypatch.setattr(assemble.statistics, "score", lambda rows, beside, chance: seen.append(rows is beside))
+    monkeypatch.setattr(known.statistics, "score", lambda rows, beside, chance, level: seen.append(rows is beside))
     teacher = samples(0.9)
-    assemble.scores(teacher, teacher, CHANCE)
-    assemble.scores(samples(0.9), teacher, CHANCE)
+    known.scores(teacher, teacher, CHANCE)
+    known.scores(samples(0.9), teacher, CHANCE)
     assert seen == [True, False]
 
 

@@ -1,17 +1,19 @@
 import numpy as np
 import pandas
 import pytest
+from scipy.stats import t as student_t
 
 from featkd.errors import InputError, RunError
 from featkd.measure.fidelity import agreement
 from featkd.measure.statistics import compare, is_accuracy, score
 
 
-def rows(scores, task="t", metric="acc", weights=None, choice=None):
+def rows(scores, task="t", metric="acc", weights=None, choice=None, group=None):
     n = len(scores)
     return pandas.DataFrame({
         "task": task, "doc_id": range(n), "metric": metric, "score": np.asarray(scores, float),
         "weight": np.ones(n) if weights is None else weights, "choice": np.zeros(n, int) if choice is None else choice,
+        "group": [str(number) for number in range(n)] if group is None else group,
     })  # fmt: skip
 
 
@@ -54,7 +56,7 @@ def test_accuracy_intervals(answers):
         width = high - low
         assert interval.low == pytest.approx(low, abs=0.12 * width)
         assert interval.high == pytest.approx(high, abs=0.12 * width)
-    assert found == score(rows(student), rows(teacher), 0.25)  # the seed is fixed, the order does not matter
+    assert found == score(rows(student), rows(teacher), 0.25)  # the order does not matter
 
 
 def test_perplexity_intervals(texts):
@@ -83,9 +85,86 @@ def test_compare_accuracies(answers):
     student, teacher = answers
     kind, interval = compare(rows(student), rows(teacher))
     assert kind == "difference" and interval == score(rows(student), rows(teacher), None).difference
-    assert compare(rows(teacher), rows(teacher))[1].model_dump() == {"value": 0.0, "low": None, "high": None}
+    alike = compare(rows(teacher), rows(teacher))[1]  # two models that answered alike so far
+    assert alike.value == 0.0 and -alike.low == alike.high == pytest.approx(1.968 / 302, rel=1e-3)
     same = rows(teacher)
     assert compare(same, same)[1].model_dump() == {"value": 0.0, "low": 0.0, "high": 0.0}
+
+
+def not_rejected(above, below, cells, groups, grid, seeds=None):
+    """Independent reference: every r of the grid for which mean(above - r below) = 0 is not rejected, by loops."""
+    kept = []
+    for r in grid:
+        rest = above - r * below
+        totals = np.array([rest[groups == g].sum() for g in np.unique(groups)])
+        effect = max(1.0, ((totals - 0) ** 2).sum() / (rest**2).sum())
+        extra = [a - r * b for a, b in cells]
+        variance = totals.var(ddof=1) * len(totals) + 0.5 * effect * sum(e**2 for e in extra)
+        half = student_t.ppf(0.975, len(totals) - 1) * np.sqrt(variance)
+        if abs(rest.sum() + 0.5 * sum(extra)) <= half:
+            kept.append(r)
+    return min(kept), max(kept)
+
+
+def test_retained_is_what_a_test_does_not_reject(answers):
+    student, teacher = answers
+    groups = np.arange(300) // 3
+    names = [f"d{group}" for group in groups]
+    found = score(rows(student, group=names), rows(teacher, group=names), 0.25)
+    assert found.documents == 100
+    cells = [(s - 0.25, t - 0.25) for s, t in ((1, 1), (1, 0), (0, 1), (0, 0))]
+    low, high = not_rejected(student - 0.25, teacher - 0.25, cells, groups, np.linspace(0.3, 1.3, 20001))
+    # the effect of clusters on the added half examples is taken at the estimate, not at each r
+    assert (found.retained.low, found.retained.high) == pytest.approx((low, high), abs=2e-4)
+
+
+def test_the_same_answer_told_four_times_is_one_answer(texts):
+    student, teacher, words = texts
+    four = lambda values: np.repeat(values, 4)  # noqa: E731
+    make = lambda nats, w, **more: rows(nats, metric="word_perplexity", weights=w, **more)  # noqa: E731
+    once = score(make(student, words), make(teacher, words), 400.0)
+    named = four([f"d{n}" for n in range(200)])
+    often, naive_ = (
+        score(make(four(student), four(words), group=group), make(four(teacher), four(words), group=group), 400.0)
+        for group in (named, None)
+    )
+    for figure in ("estimate", "difference", "ratio", "retained"):
+        assert getattr(often, figure).model_dump() == pytest.approx(getattr(once, figure).model_dump(), rel=1e-9)
+    assert naive_.ratio.high - naive_.ratio.low < 0.6 * (once.ratio.high - once.ratio.low)
+
+
+def test_over_seeds_by_hand():
+    """Variance of seeds plus that of examples less what both hold of what they do together (Satterthwaite)."""
+    words, rng = np.full(200, 40.0), np.random.default_rng(4)
+    teacher = -words * rng.normal(3.0, 0.3, 200)
+    noise = 0.1 * (rng.standard_normal(200) + rng.standard_normal((3, 200)))
+    lost = 0.3 + 0.05 * rng.standard_normal((3, 1)) + noise
+    students = teacher - words * lost
+    make = lambda nats: rows(nats, metric="word_perplexity", weights=words)  # noqa: E731
+    found = score([make(nats) for nats in students], make(teacher), None).ratio
+    apart = words * lost
+    value = apart.sum() / 3 / words.sum()
+    rest = apart.mean(0) - value * words
+    examples = 200 * rest.var(ddof=1)
+    seeds = apart.sum(1).var(ddof=1) / 3
+    both = sum((left - left.mean()) @ (left - left.mean()) for left in apart - apart.mean(0)) / 2 / 3
+    total = examples + seeds - both
+    freedom = total**2 / (seeds**2 / 2 + examples**2 / 199)
+    half = student_t.ppf(0.975, freedom) * np.sqrt(total) / words.sum()
+    assert found.value == pytest.approx(np.exp(value))
+    assert (found.low, found.high) == pytest.approx((np.exp(value - half), np.exp(value + half)), rel=1e-9)
+    one = score(make(students[0]), make(teacher), None).ratio
+    assert found.high / found.low > one.high / one.low  # three seeds tell how much they differ; one does not
+
+
+def test_arms_are_compared_seed_by_seed():
+    rng = np.random.default_rng(3)
+    a = [rows((rng.random(300) < share).astype(float)) for share in (0.7, 0.6, 0.5, 0.4)]
+    better = [rows(np.maximum(one["score"], rng.random(300) < 0.3)) for one in a]  # on every seed
+    kind, interval = compare(better, a)
+    assert kind == "difference" and 0 < interval.low < interval.value < interval.high
+    gains = [b["score"].mean() - s["score"].mean() for b, s in zip(better, a, strict=True)]
+    assert interval.value == pytest.approx(np.mean(gains))
 
 
 def test_nothing_is_retained_of_a_teacher_at_chance(answers):
@@ -98,15 +177,15 @@ def test_nothing_is_retained_of_a_teacher_at_chance(answers):
 
 
 def test_a_share_keeps_its_uncertainty_at_its_ends():
-    n, z = 50, 1.959964
+    n, z = 50, 2.009575  # Student's t of 49 documents
     ends = {1.0: (n / (n + z**2), 1.0), 0.0: (0.0, z**2 / (n + z**2))}  # Wilson's bounds there
     for share, bounds in ends.items():
         mine, theirs = rows([share] * n), rows([share] * n)
         found, same = score(mine, theirs, 0.25), agreement(mine, theirs).agreement
         assert (found.estimate.low, found.estimate.high) == pytest.approx(bounds, abs=1e-6)
         assert (same.value, same.low, same.high) == pytest.approx((1.0, *ends[1.0]), abs=1e-6)
-        assert found.difference.model_dump() == {"value": 0.0, "low": None, "high": None}
-        assert found.retained is None if share == 0 else found.retained.low is None
+        assert found.difference.low < found.difference.value == 0.0 < found.difference.high
+        assert found.retained is None if share == 0 else found.retained.low < 1.0 < found.retained.high
 
 
 def test_a_model_beside_itself_is_exact(answers, texts):

@@ -1,0 +1,141 @@
+"""What is known of each candidate, and the sections that its gates look at, at any level of confidence."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from featkd import result, spec
+from featkd.decide import gates, roi
+from featkd.measure import fidelity, statistics, timings
+
+
+@dataclass
+class Evidence:
+    """What is known of one candidate. `why` is a code for what is missing: parity-failed, export-failed,
+    accuracy-failed, latency-failed, teacher-inadequate; `failure` is what went wrong, in one line.
+
+    samples: per-example scores of the seed that ships (featkd.measure.accuracy); replicates: of every seed.
+    latency: raw timings (featkd.measure.latency).
+    """
+
+    name: str
+    arm: str
+    size: str | None = None
+    precision: str = "fp32"
+    seed: int | None = None
+    training: result.Training | None = None
+    parity: result.Parity | None = None
+    artefact: str | None = None
+    samples: Any = None
+    replicates: dict[str, Any] = field(default_factory=dict)
+    latency: dict[str, Any] | None = None
+    why: str = "not-run"
+    failure: str | None = None
+
+
+@dataclass
+class Measured:
+    """The sections of a candidate that gates look at, and what runs beside them."""
+
+    quality: result.Quality
+    fidelity: result.Fidelity
+    latency: result.Latency
+    memory: result.Memory
+    energy: result.Energy
+    roi: result.Roi
+
+    def judged(self, rules: list[spec.Gate], level: float = statistics.LEVEL) -> result.Decision:
+        """By gates.decide. level: of the intervals of quality and fidelity."""
+        return gates.decide(rules, self.quality, self.fidelity, self.latency, self.memory, self.roi, level)
+
+    def at(self, level: float, found: Evidence, teacher: Evidence, chance: dict[str, float]) -> "Measured":
+        """The same with quality and fidelity at another level."""
+        overlap = {task: score.overlap for task, score in self.quality.tasks.items()}
+        quality = _quality(found, teacher, chance, overlap, level)
+        return replace(self, quality=quality, fidelity=_fidelity(found, teacher, level))
+
+
+def scores(
+    samples: Any, teacher: Any, chance: dict[str, float], level: float = statistics.LEVEL
+) -> dict[str, result.Score]:
+    """Task to score, in the order of the tasks. `chance`: for the tasks made here; else 1 / choices for accuracies.
+
+    samples: of one seed, or a list of those of each seed, for the figures of the recipe. The very same object twice is
+    the teacher beside itself: exact.
+    """
+    seeds = samples if isinstance(samples, list) else [samples]
+    found = {}
+    for task, rows in seeds[0].groupby("task", sort=False):
+        guess = chance.get(task, _chance(rows))
+        beside = rows if seeds[0] is teacher else of_task(teacher, task)
+        mine = [of_task(one, task) for one in seeds] if isinstance(samples, list) else rows
+        found[task] = statistics.score(mine, beside, guess, level)
+    return found
+
+
+def measured(
+    poc: spec.Spec, found: Evidence, teacher: Evidence, chance: dict[str, float], overlap: dict[str, result.Interval]
+) -> Measured:
+    is_teacher = found is teacher
+    speed, memory, energy = _latency(found, teacher)
+    teacher_speed = speed if is_teacher else _latency(teacher, teacher)[0]
+    seconds = found.training.seconds if found.training and found.training.seconds else 0.0
+    return Measured(
+        quality=_quality(found, teacher, chance, overlap),
+        fidelity=_fidelity(found, teacher),
+        latency=speed,
+        memory=memory,
+        energy=energy,
+        roi=roi.price(speed, teacher_speed, poc.cost, seconds, is_teacher),
+    )
+
+
+def _quality(
+    found: Evidence,
+    teacher: Evidence,
+    chance: dict[str, float],
+    overlap: dict[str, result.Interval],
+    level: float = statistics.LEVEL,
+) -> result.Quality:
+    if found.samples is None:
+        return result.Quality(why=found.why)
+    values = {
+        seed: {task: score.estimate.value for task, score in scores(samples, samples, chance).items()}
+        for seed, samples in found.replicates.items()
+    }
+    tasks = {
+        task: score.model_copy(update={"overlap": overlap.get(task)})
+        for task, score in scores(found.samples, teacher.samples, chance, level).items()
+    }
+    seeds = list(found.replicates.values())
+    recipe = scores(seeds, teacher.samples, chance) if len(seeds) > 1 else {}
+    return result.Quality(tasks=tasks, replicates=values, recipe=recipe)
+
+
+def _fidelity(found: Evidence, teacher: Evidence, level: float = statistics.LEVEL) -> result.Fidelity:
+    if found is teacher:
+        return result.Fidelity(why="baseline")
+    if found.samples is None:
+        return result.Fidelity(why=found.why)
+    tasks = {
+        task: fidelity.agreement(rows, of_task(teacher.samples, task), level)
+        for task, rows in found.samples.groupby("task", sort=False)
+        if (rows["n_choices"] > 1).all()
+    }
+    return result.Fidelity(tasks=tasks, why=None if tasks else "no-choice-task")
+
+
+def _latency(found: Evidence, teacher: Evidence) -> tuple[result.Latency, result.Memory, result.Energy]:
+    if found.latency is None:
+        return result.Latency(why=found.why), result.Memory(why=found.why), result.Energy(why=found.why)
+    return timings.summarise(found.latency, teacher.latency)
+
+
+def _chance(rows: Any) -> float | None:
+    """Guessing among the choices; None for what is not an accuracy (f1, mcc, ...) or has no choices."""
+    choices = rows["n_choices"]
+    guessable = statistics.is_accuracy(str(rows["metric"].iloc[0])) and (choices > 1).all()
+    return float((1 / choices).mean()) if guessable else None
+
+
+def of_task(samples: Any, task: str) -> Any:
+    return samples[samples["task"] == task]
