@@ -220,7 +220,7 @@ def gate_rows(candidate: Candidate, t: Text) -> list[GateRow]:
             t.code("severity", gate.severity),
             view.gate_value(gate, t, observed=True),
             gate.outcome,
-            _not_a_task(gate, candidate, t),
+            _not_a_task(gate, candidate, t) or _needed(gate, t),
         )
         for gate in candidate.verdict.gates
     ]
@@ -238,6 +238,11 @@ def _not_a_task(gate: GateOutcome, candidate: Candidate, t: Text) -> str | None:
         " …" if len(tasks) > SHOWN_TASKS else ""
     )
     return t("gate_section.not_a_task", tasks=names)
+
+
+def _needed(gate: GateOutcome, t: Text) -> str | None:
+    count = gate.examples_needed
+    return t("gate_section.needed", count=numbers.exact(float(f"{count:.2g}"))) if count else None
 
 
 def reasons_by_code(result: Result, section: str) -> list[tuple[str, list[str]]]:

@@ -24,6 +24,7 @@ def stated(result: Result, t: Text) -> list[str]:
     given = bool((spec.get("teacher") or {}).get("model"))
     known = [
         (bool(scores), "sampling", {"examples": f"{min((s.examples for s in scores), default=0):,}"}),
+        *_clustered(result, t),
         *_seen(result, t),
         (given and bool(scores), "given_teacher", {}),
         (trainings == 1, "one_seed", {}),
@@ -40,6 +41,16 @@ def stated(result: Result, t: Text) -> list[str]:
         (several, "many_candidates", {"candidates": len(view.students(result))}),
     ]
     return [t(f"limits.{key}", **values) for holds, key, values in known if holds]
+
+
+def _clustered(result: Result, t: Text) -> list[tuple[bool, str, dict[str, str]]]:
+    """The tasks whose examples share documents."""
+    scores = {task: score for c in result.candidates.values() for task, score in c.quality.tasks.items()}
+    return [
+        (True, "documents", {"task": t.task(task), "documents": f"{score.documents:,}"})
+        for task, score in scores.items()
+        if score.documents and score.documents < score.examples
+    ]
 
 
 def _seen(result: Result, t: Text) -> list[tuple[bool, str, dict[str, str]]]:

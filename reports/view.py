@@ -159,17 +159,9 @@ def _task_rows(row: Callable[..., Row], result: Result, task: str, t: Text) -> l
     trainings = max(len(c.quality.replicates) for c in result.candidates.values())
     if trainings > 1:
         scale = 100 if share else 1
-        label = t("rows.seeds_range", count=trainings)
-        rows.append(row("quality", label, unit, lambda c: _seeds_range(c, task, scale, t)))
+        label = t("rows.recipe", count=trainings)
+        rows.append(row("quality", label, unit, lambda c: _of(c.quality.recipe.get(task), "estimate"), scale))
     return rows
-
-
-def _seeds_range(candidate: Candidate, task: str, scale: float, t: Text) -> Figure | None:
-    """Smallest and largest estimate over the seeds; not an interval."""
-    values = [tasks[task] * scale for tasks in candidate.quality.replicates.values() if task in tasks]
-    if len(values) < 2:
-        return None
-    return Figure(numbers.spread(numbers.significant(min(values)), numbers.significant(max(values)), t))
 
 
 def _is_itself(value: Any) -> bool:

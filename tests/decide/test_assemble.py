@@ -4,7 +4,7 @@ import numpy as np
 import pandas
 import pytest
 
-from featkd import spec, specfile
+from featkd import result, spec, specfile
 from featkd.decide import assemble
 from featkd.decide import evidence as known
 from featkd.decide.evidence import Evidence
@@ -84,12 +84,12 @@ def test_a_student_that_misses_a_latency_target_is_no_go():
         assert (found.verdict.verdict, found.verdict.why) == verdict
 
 
-def timed(ttft_ms):
+def timed(ttft_ms, paces=(1.0, 1.01, 1.02)):
     """What featkd.measure.latency tells."""
     rounds = [
         {"batches": {"1": {"ttft_ms": [ttft_ms * pace] * 3, "inter_token_ms": [[pace] * 4] * 3}},
          "peak_rss_bytes": 2.0, "import_rss_bytes": 1.0, "device_bytes": None, "joules": None, "energy_requests": 0}
-        for pace in (1.0, 1.01, 1.02)
+        for pace in paces
     ]  # fmt: skip
     return {"provider": "x", "prompt_tokens": 8, "new_tokens": 5, "file_bytes": 1, "cache_bytes_per_token": 8,
             "energy": "energy-counter", "rounds": rounds}  # fmt: skip
@@ -127,6 +127,64 @@ def test_retained_quality_and_agreement_by_hand():
     agreement = found.fidelity.tasks["heldout_continuation"]
     assert agreement.agreement.value == pytest.approx((teacher.choice == student.choice).mean())
     assert agreement.correct_to_wrong == pytest.approx(((teacher.score == 1) & (student.score == 0)).mean())
+
+
+GATED = [{"metric": "quality.heldout_continuation.retained", "at_least": 0.8}]
+
+
+def sized(name, arm, parameters, accuracy, precision="fp32", **more):
+    training = result.Training(parameters=parameters)
+    return Evidence(name, arm, name, precision, samples=samples(accuracy, seed=0), training=training, **more)
+
+
+def judged(*students, gates=GATED):
+    rows = [Evidence("teacher", "teacher", samples=samples(0.9)), *students]
+    poc = POC.model_copy(update={"gates": [spec.Gate(**gate) for gate in gates]})
+    return {name: found.verdict for name, found in assemble.candidates(poc, rows, CHANCE, ADEQUATE).items()}
+
+
+def test_a_small_student_is_no_go_on_the_luck_of_its_sample_where_a_larger_one_is_not():
+    """Students of one way of training are tested from the largest down; each line keeps its own account."""
+    found = judged(
+        sized("l", "sft", 300, 0.77), sized("m", "sft", 200, 0.9), sized("xl", "sft", 400, 0.9),
+        sized("k", "logit-kd", 100, 0.9), sized("k8", "logit-kd", 100, 0.9, "int8"),
+    )  # fmt: skip
+    assert (found["xl"].verdict, found["l"].verdict) == ("go", "inconclusive")
+    assert (found["m"].verdict, found["m"].why) == ("inconclusive", "not-reached")
+    assert [found[name].verdict for name in ("k", "k8")] == ["go", "go"]
+    assert found["k"].level == pytest.approx(1 - 2 * 0.05 / 3) and found["l"].level == 0.95  # what k and k8 left
+    (gate,) = found["l"].gates
+    assert gate.outcome == "inconclusive" and gate.examples_needed > 400
+
+
+def test_one_that_costs_too_much_does_not_stand_in_the_way_of_a_smaller_one():
+    speed = {"metric": "latency.decode_speedup", "at_least": 1.5}
+    rows = [
+        sized("l", "sft", 300, 0.9, latency=timed(2.0, (1.0, 1.02, 1.0))),
+        sized("s", "sft", 100, 0.9, latency=timed(2.0, (0.1, 0.11, 0.1))),
+    ]
+    teacher = Evidence("teacher", "teacher", samples=samples(0.9), latency=timed(2.0))
+    poc = POC.model_copy(update={"gates": [spec.Gate(**gate) for gate in (*GATED, speed)]})
+    found = assemble.candidates(poc, [teacher, *rows], CHANCE, ADEQUATE)
+    assert (found["l"].verdict.verdict, found["s"].verdict.verdict) == ("no-go", "go")
+    assert found["l"].verdict.level is None and found["s"].verdict.level == 0.95
+
+
+def test_an_ablation_explains_and_has_no_verdict():
+    ablation = sized("a", "feature-kd-no-norm", 100, 0.9)
+    found = judged(sized("s", "sft", 100, 0.9), ablation)
+    assert (found["a"].verdict, found["a"].why) == (None, "ablation")
+    assert [gate.outcome for gate in found["a"].gates] == ["pass"] and found["s"].level == 0.95
+
+
+def test_what_another_seed_may_give_stands_beside_the_one_that_ships():
+    seeds = {str(seed): samples(accuracy, seed=seed) for seed, accuracy in enumerate((0.9, 0.8, 0.6))}
+    student = Evidence("s", "sft", "s", samples=seeds["0"], replicates=seeds)
+    found = assemble.candidates(POC, [Evidence("teacher", "teacher", samples=samples(0.9)), student], CHANCE, ADEQUATE)
+    quality = found["s"].quality
+    ships, recipe = quality.tasks["heldout_continuation"], quality.recipe["heldout_continuation"]
+    assert recipe.estimate.value == pytest.approx(np.mean([rows.score.mean() for rows in seeds.values()]))
+    assert recipe.retained.high - recipe.retained.low > 3 * (ships.retained.high - ships.retained.low)
 
 
 def test_what_the_training_text_holds_of_a_task_is_the_same_for_all_and_can_be_gated():

@@ -103,7 +103,8 @@ def several_seeds() -> Result:
         values = {task: score.estimate.value for task, score in trained.quality.tasks.items()}
         shifts = {"0": 1.0, "1": 0.97, "2": 1.04} if trained.arm != "teacher" else {}
         replicates = {seed: {task: value * by for task, value in values.items()} for seed, by in shifts.items()}
-        quality = trained.quality.model_copy(update={"replicates": replicates})
+        recipe = trained.quality.tasks if shifts else {}
+        quality = trained.quality.model_copy(update={"replicates": replicates, "recipe": recipe})
         found[name] = trained.model_copy(update={"quality": quality})
     return base.model_copy(update={"candidates": found, "spec": base.spec | {"seeds": [0, 1, 2]}})
 

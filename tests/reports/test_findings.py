@@ -75,15 +75,39 @@ def test_a_gate_on_a_group_names_the_tasks_that_were_measured():
     assert measured == [None] * 5
 
 
-def test_the_range_over_seeds_stands_in_the_table_and_not_in_the_summary():
+def test_the_mean_over_seeds_stands_in_the_table_and_not_in_the_summary():
     result = make_results.several_seeds()
-    rows = [row for row in view.comparison(result, EN).rows if row.label == "Range over 3 trainings (seeds)"]
+    rows = [row for row in view.comparison(result, EN).rows if row.label == "Mean over 3 trainings (seeds)"]
     assert len(rows) == 3
-    cell = rows[1].cells["sft"]  # 0.4275 times 0.97 to 1.04, in per cent
-    assert (cell.text, cell.kind) == ("41.5–44.5", "bare")
+    cell = rows[1].cells["sft"]
+    assert cell.kind == "finding" and cell.range
     assert rows[1].cells["teacher"].kind == "missing"
     assert "trainings" not in summary_markdown(result, "en")
-    assert not any("Range over" in row.label for row in view.comparison(make_results.full(), EN).rows)
+    assert not any("Mean over" in row.label for row in view.comparison(make_results.full(), EN).rows)
+
+
+@pytest.mark.parametrize("t", [EN, JA])
+def test_a_gate_that_is_open_tells_how_many_examples_would_settle_it(t):
+    observed = Interval(value=0.6, low=0.55, high=0.65)
+    gate = GateOutcome(
+        metric="quality.heldout_continuation.retained", at_least=0.6, severity="block", outcome="inconclusive",
+        observed=observed, examples_needed=23_432,
+    )  # fmt: skip
+    verdict = Decision(verdict="inconclusive", why="gates", gates=[gate])
+    (row,) = findings.gate_rows(make_results.full().candidates["sft"].model_copy(update={"verdict": verdict}), t)
+    assert row.note == t("gate_section.needed", count="23,000")
+
+
+def test_what_examples_share_is_told():
+    base = make_results.full()
+    assert not any("documents;" in line for line in limits.stated(base, EN))
+    score = base.candidates["sft"].quality.tasks["heldout_continuation"]
+    tasks = {"heldout_continuation": score.model_copy(update={"documents": 37})}
+    quality = base.candidates["sft"].quality.model_copy(update={"tasks": tasks})
+    found = base.model_copy(
+        update={"candidates": {"sft": base.candidates["sft"].model_copy(update={"quality": quality})}}
+    )
+    assert any("are from 37 documents;" in line for line in limits.stated(found, EN))
 
 
 def test_intervals_do_not_speak_for_other_seeds():
