@@ -7,6 +7,7 @@
 # make bench-quality   what distillation and feature alignment are worth: a search and its confirmation, some hours
 #                      ONLY=random_init, copied_init or little_data: that setting alone
 # make bench-deploy   decoding, lm-eval and the latency tool beside their rivals; onnxruntime-genai in a .venv-genai
+# make bench-verdict   thousands of synthetic PoCs with a planted truth: is the verdict right? About an hour
 # make bench-norms   the form of the norm term: a search of about half an hour
 SHELL := /bin/bash
 BIN := .venv/bin
@@ -15,7 +16,7 @@ PIP_OPTIONS ?=
 UV := uv==0.13.9
 LOCK := --universal --no-header --no-annotate pyproject.toml
 
-.PHONY: poc test test-slow ui bench-arms bench-deploy bench-engine bench-features bench-head bench-norms bench-quality bench-scale lint lock clean
+.PHONY: poc test test-slow ui bench-arms bench-deploy bench-engine bench-features bench-head bench-norms bench-quality bench-scale bench-verdict lint lock clean
 .DEFAULT_GOAL := poc
 
 poc: .venv/.installed
@@ -38,6 +39,9 @@ bench-norms: .venv/.installed
 
 bench-quality: .venv/.installed
 	@$(BIN)/python tests/benchmarks/quality.py
+
+bench-verdict: .venv/.installed
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/verdict.py
 
 bench-scale: .venv/.installed
 	@$(BIN)/python tests/benchmarks/scale.py

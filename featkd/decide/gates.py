@@ -100,7 +100,8 @@ def _with_examples(gate: GateOutcome, quality: Quality, level: float) -> GateOut
     if gate.outcome != "inconclusive" or section not in ABOUT_TASKS or name == "overlap" or not score:
         return gate
     bound = gate.at_most if gate.at_least is None else gate.at_least
-    needed = power.examples_needed(gate.observed, bound, score.examples, level)
+    as_good = 1.0 if name in ("retained", "ratio") else None
+    needed = power.examples_needed(gate.observed, bound, score.examples, level, as_good)
     return gate.model_copy(update={"examples_needed": needed})
 
 

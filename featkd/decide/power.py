@@ -3,7 +3,7 @@
 import math
 
 from scipy.optimize import brentq
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
 
 from featkd.result import Interval
 
@@ -11,27 +11,28 @@ POWER = 0.8
 MOST = 1e6  # times as many
 
 
-def examples_needed(observed: Interval, bound: float, examples: int, level: float) -> int | None:
+def examples_needed(
+    observed: Interval, bound: float, examples: int, level: float, as_good: float | None = None
+) -> int | None:
     """How many examples in all would decide on `bound`, one way or the other, with a probability of 80 %.
 
     The true figure is not known: what is known of it is the interval, and the probability is the mean over that
     (assurance, O'Hagan et al. 2005, 10.1002/pst.175). Planned with the estimate alone it would be too few in half of
-    the cases. None where the interval has no bounds, or is no wider than a point.
+    the cases. as_good: the figure of a student that is truly as good as the teacher; there are enough for it, too.
+    None where the interval has no bounds, or is no wider than a point.
     """
     if observed.low is None or observed.high is None or observed.low == observed.high:
         return None
-    z = float(norm.ppf((1 + level) / 2))
-    toward = observed.value - observed.low if observed.value >= bound else observed.high - observed.value
-    error = toward / z
-    if error <= 0:
-        return None
+    z = float(ndtri((1 + level) / 2))
+    error = (observed.high - observed.low) / (2 * z)
     distance = abs(observed.value - bound) / error
 
     def decided(log_times: float) -> float:
         then = math.exp(-log_times / 2)  # standard error with so many examples, over today's
         spread = math.sqrt(1 + then**2)
-        return float(norm.cdf((distance - z * then) / spread) + norm.cdf((-distance - z * then) / spread)) - POWER
+        return float(ndtr((distance - z * then) / spread) + ndtr((-distance - z * then) / spread)) - POWER
 
-    if decided(0.0) >= 0:
-        return examples + 1
-    return math.ceil(examples * math.exp(brentq(decided, 0.0, math.log(MOST))))
+    times = 1.0 if decided(0.0) >= 0 else math.exp(brentq(decided, 0.0, math.log(MOST)))
+    if as_good is not None and as_good != bound:
+        times = max(times, ((z + float(ndtri(POWER))) * error / (as_good - bound)) ** 2)
+    return math.ceil(examples * times)

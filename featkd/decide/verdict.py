@@ -41,14 +41,18 @@ def recommend(candidates: dict[str, Candidate], adequate: bool) -> Recommendatio
 
 
 def _best(going: dict[str, Candidate]) -> str:
-    """Of those whose saving cannot be told from the largest, the one that keeps most quality.
+    """Of those whose saving cannot be told from the largest, the smallest; of one size the one that keeps most quality.
 
     Arms of one size are the same graph and cost the same: the largest saving alone would be the luckiest timing.
     Quality: what is retained on the weakest task, then the ratio on the worst one; only then the saving.
     """
     largest = max(going.values(), key=_saving).roi.monthly_saving_usd
     alike = [name for name, found in going.items() if _overlap(found.roi.monthly_saving_usd, largest)]
-    return max(alike, key=lambda name: (*quality_kept(going[name]), _saving(going[name])))
+    return max(alike, key=lambda name: (-_size(going[name]), *quality_kept(going[name]), _saving(going[name])))
+
+
+def _size(candidate: Candidate) -> int:
+    return candidate.training.parameters if candidate.training else 0
 
 
 def _saving(candidate: Candidate) -> float:

@@ -125,13 +125,13 @@ class Sample:
 
     def mean(self, values: np.ndarray) -> Interval:
         """Over `values` [seeds, examples]: of one seed's rights and wrongs Wilson's interval, else as `ratio`."""
-        from scipy.stats import t
+        from scipy.special import stdtrit
 
         if len(values) > 1 or not np.isin(values, (0, 1)).all() or self.documents < 2:
             return self.alone.ratio(values, np.ones(values.shape[1]))
         share = float(values.mean())
         effective = values.size / self._design_effect(values[0] - share)
-        square = t.ppf((1 + self.level) / 2, self.documents - 1) ** 2
+        square = stdtrit(self.documents - 1, (1 + self.level) / 2) ** 2
         middle = (share + square / (2 * effective)) / (1 + square / effective)
         half = np.sqrt(square * (share * (1 - share) / effective + square / (4 * effective**2))) / (
             1 + square / effective
@@ -165,9 +165,9 @@ class Sample:
 
     def _fieller(self, above: float, below: float, spread: np.ndarray, freedom: float) -> dict[str, float]:
         """The bounds, if there are any: the roots r of (above - r below)^2 = t^2 (spread of that)."""
-        from scipy.stats import t
+        from scipy.special import stdtrit
 
-        square = t.ppf((1 + self.level) / 2, freedom) ** 2
+        square = stdtrit(freedom, (1 + self.level) / 2) ** 2
         a, b, c = (
             below**2 - square * spread[1, 1],
             above * below - square * spread[0, 1],
@@ -240,12 +240,12 @@ def groups(rows: "DataFrame") -> np.ndarray:
 
 def aligned(all_rows: "list[DataFrame]") -> "list[DataFrame]":
     """Each sorted by example. RunError unless they are the same examples of one task and metric, each once."""
-    first, *others = sorted_rows = [rows.sort_values("doc_id") for rows in all_rows]
-    key = ["task", "metric", "doc_id"]
-    for other in others:
-        same = len(first) == len(other) and len(first) > 0 and (first[key].to_numpy() == other[key].to_numpy()).all()
-        if not same or first["task"].nunique() != 1:
-            raise RunError("two measurements are not of the same examples of one task; measure both again")
-    if first["doc_id"].duplicated().any():
-        raise RunError(f"examples of {first['task'].iloc[0]} were scored more than once; measure again")
-    return sorted_rows
+    tables = [rows if rows["doc_id"].is_monotonic_increasing else rows.sort_values("doc_id") for rows in all_rows]
+    numbers = [rows["doc_id"].to_numpy() for rows in tables]
+    about = {(*rows["task"].unique(), *rows["metric"].unique()) for rows in tables}
+    one = len(about) == 1 and len(next(iter(about))) == 2
+    if not (one and all(np.array_equal(numbers[0], other) for other in numbers)):
+        raise RunError("two measurements are not of the same examples of one task; measure both again")
+    if len(np.unique(numbers[0])) < len(numbers[0]):
+        raise RunError(f"examples of {tables[0]['task'].iloc[0]} were scored more than once; measure again")
+    return tables

@@ -54,6 +54,16 @@ def test_as_many_examples_as_are_needed_decide_in_four_of_five(distance):
     assert (abs(estimates - bound) > z * then).mean() == pytest.approx(0.8, abs=0.01)
 
 
+def test_there_are_enough_for_a_student_that_is_as_good_as_the_teacher():
+    """The estimate tells little here: of 100 examples it may lie anywhere."""
+    observed = Interval(value=1.3, low=0.7, high=1.9)
+    needed = power.examples_needed(observed, 0.9, 100, 0.95, as_good=1.0)
+    assert needed > 5 * power.examples_needed(observed, 0.9, 100, 0.95)
+    then = 0.6 / 1.959964 * np.sqrt(100 / needed)
+    estimates = np.random.default_rng(0).normal(1.0, then, 50_000)
+    assert (estimates - 1.959964 * then >= 0.9).mean() == pytest.approx(0.8, abs=0.01)
+
+
 def test_no_number_where_there_is_no_interval():
     assert power.examples_needed(Interval(value=0.5), 0.6, 400, 0.95) is None
     assert power.examples_needed(Interval(value=0.5, low=0.5, high=0.5), 0.6, 400, 0.95) is None

@@ -15,6 +15,7 @@ from featkd.result import (
     Quality,
     Roi,
     Score,
+    Training,
 )
 
 
@@ -48,7 +49,7 @@ def test_the_teacher_is_checked_against_every_control_by_name():
     assert not found.adequate
 
 
-def going(saving, half=10.0, retained=(), ratios=(), verdict="go", arm="feature-kd"):
+def going(saving, half=10.0, retained=(), ratios=(), verdict="go", arm="feature-kd", parameters=1):
     """A candidate with one task per share retained or ratio; `saving` None where speed was not measured."""
     bounds = {} if half is None else {"low": (saving or 0) - half, "high": (saving or 0) + half}
     estimate = {"metric": "acc", "higher_is_better": True, "estimate": Interval(value=0.5), "examples": 9}
@@ -56,6 +57,7 @@ def going(saving, half=10.0, retained=(), ratios=(), verdict="go", arm="feature-
     tasks |= {f"p{at}": Score(**estimate, ratio=Interval(value=ratio)) for at, ratio in enumerate(ratios)}
     return Candidate(
         arm=arm,
+        training=Training(parameters=parameters),
         quality=Quality(tasks=tasks),
         fidelity=Fidelity(),
         guardrails=Guardrails(),
@@ -76,6 +78,8 @@ def going(saving, half=10.0, retained=(), ratios=(), verdict="go", arm="feature-
         ({"a": going(105, retained=(0.8,), ratios=(1.3,)), "b": going(100, retained=(0.8,), ratios=(1.2,))}, "b"),
         # a saving that is certainly smaller is not considered
         ({"a": going(200, retained=(0.6,)), "b": going(100, retained=(0.9,))}, "a"),
+        # nor over size
+        ({"a": going(105, retained=(0.9,), parameters=9), "b": going(100, retained=(0.8,), parameters=5)}, "b"),
         # of equal quality the saving decides
         ({"a": going(100, retained=(0.8,)), "b": going(105, retained=(0.8,))}, "b"),
         # without intervals, or without prices, savings cannot be told apart
@@ -86,7 +90,7 @@ def going(saving, half=10.0, retained=(), ratios=(), verdict="go", arm="feature-
         ({"a": going(100, retained=(0.6,)), "b": going(100, retained=(0.9,), verdict="no-go")}, "a"),
     ],
 )
-def test_among_savings_that_cannot_be_told_apart_quality_decides(candidates, chosen):
+def test_among_savings_that_cannot_be_told_apart_size_and_then_quality_decide(candidates, chosen):
     for order in (candidates, dict(reversed(candidates.items()))):
         found = verdict.recommend(order, adequate=True)
         assert (found.candidate, found.code) == (chosen, "replace")
