@@ -2,21 +2,12 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from featkd.behaviour import Fidelity, Guardrails
+from featkd.parts import Interval, Part
 
 Verdict = Literal["go", "no-go", "inconclusive"]
-
-
-class Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Interval(Part):
-    """A figure with its 95 % interval. `low` and `high` are None where no interval was computed."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
 
 
 class Score(Part):
@@ -49,24 +40,6 @@ class Quality(Part):
     replicates: dict[str, dict[str, float]] = Field(
         default_factory=dict, description="Seed to task to estimate, where several seeds were trained."
     )
-
-
-class Agreement(Part):
-    """How a candidate's answers relate to the teacher's on one multiple-choice task."""
-
-    examples: int
-    agreement: Interval = Field(description="Share of examples with the teacher's answer.")
-    correct_to_wrong: float = Field(description="Share the teacher had right and the candidate has wrong.")
-    wrong_to_correct: float = Field(description="Share the teacher had wrong and the candidate has right.")
-
-
-class Fidelity(Part):
-    why: str | None = None
-    tasks: dict[str, Agreement] = Field(default_factory=dict)
-
-
-class Guardrails(Part):
-    why: str | None = None
 
 
 class Times(Part):

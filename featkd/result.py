@@ -8,21 +8,17 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from featkd.behaviour import Agreement, Calibration, Fidelity, Guardrails, WorstClass  # noqa: F401
 from featkd.candidate import (  # noqa: F401  (readers of the document import nothing but this module)
-    Agreement,
     Alignment,
     Candidate,
     Decision,
     Energy,
-    Fidelity,
     GateOutcome,
-    Guardrails,
-    Interval,
     Latency,
     Memory,
     OperatingPoint,
     Parity,
-    Part,
     Quality,
     Roi,
     Score,
@@ -31,6 +27,7 @@ from featkd.candidate import (  # noqa: F401  (readers of the document import no
     Training,
     Verdict,
 )
+from featkd.parts import Interval, Part
 
 SCHEMA = "featkd.result/1"
 

@@ -11,7 +11,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from featkd.result import Result
-from reports import alignment, charts, findings, limits, numbers, signal, sizes, text, view
+from reports import alignment, behaviour, charts, findings, limits, numbers, signal, sizes, text, view
 
 TEMPLATES = Path(__file__).parent / "templates"
 MATRIX_COLUMNS = 5  # with more candidates the table turns: one row per candidate, one table per group
@@ -42,6 +42,7 @@ def render(result: Result, language: Literal["en", "ja"]) -> str:
         key_figures=findings.key_figures(result, t),
         adequacy_lines=findings.adequacy_lines(result, t),
         comparison=view.comparison(result, t),
+        fidelity=behaviour.agreement(result, t),
         overlaps=view.overlaps(result, t),
         turned=len(result.candidates) > MATRIX_COLUMNS,
         found=found,

@@ -54,6 +54,11 @@ def exact(answer: str, truth: str) -> float:
     return float(said == true)
 
 
+def about(row: dict[str, Any]) -> dict[str, Any]:
+    """What an example says of where it is from."""
+    return {"group": row["group"], "class": row["label"]}
+
+
 def _words(text: str) -> list[str]:
     words = (word.strip(SIGNS) for word in UNIT.findall(text.lower()))
     return [word for word in words if word and word not in ARTICLES]
@@ -70,7 +75,7 @@ def generated(
     for row, ids in zip(rows, encode(tokenizer, [row["text"] for row in rows]), strict=True):
         if row["context"] and row["text"].strip() and len(ids) <= most and len(examples) < quality.max_examples:
             context = tail(tokenizer, row["context"], window - most - 2)  # 2: begin and end
-            examples.append({"context": context, "answer": row["text"].strip(), "group": row["group"]})
+            examples.append({"context": context, "answer": row["text"].strip(), **about(row)})
     score, options = {
         "exact_match": (exact, EXACT),
         "token_f1": (f1, {}),
@@ -112,7 +117,7 @@ def chosen(rows: list[dict], tokenizer: Any, data: spec.Data, quality: spec.Qual
             longest = max(map(len, encode(tokenizer, choices)))
             context = tail(tokenizer, row["context"], max(1, window - 1 - longest))
             gold = answers.index(row["response"])
-            examples.append({"context": context, "choices": choices, "gold": gold, "group": row["group"]})
+            examples.append({"context": context, "choices": choices, "gold": gold, **about(row)})
     if kinds:
         examples = balanced(examples, "gold", quality.max_examples)
         chance = max(Counter(example["gold"] for example in examples).values(), default=0) / max(1, len(examples))

@@ -100,7 +100,7 @@ def _perplexity(rows: list[dict], tokenizer: Any, unigram: np.ndarray, quality: 
         ((_, ids),) = encode_pairs(tokenizer, [(context, text)])
         if not ids:
             continue
-        examples.append({"context": context, "text": text, "tokens": len(ids), "group": row["group"]})
+        examples.append({"context": context, "text": text, "tokens": len(ids), **answers.about(row)})
         loss -= float(unigram[np.array(ids)].sum())
         tokens += len(ids)
     if any(row["context"] for row in rows):
@@ -118,7 +118,7 @@ def _perplexity(rows: list[dict], tokenizer: Any, unigram: np.ndarray, quality: 
 def _continuation(rows: list[dict], tokenizer: Any, quality: spec.Quality, window: int) -> tuple:
     length = quality.continuation_tokens
     need = min(quality.context_tokens, window - length)
-    pool: list[tuple[str | None, str, str, str]] = []
+    pool: list[tuple[dict, str, str]] = []
     for row in rows:
         if row["context"]:
             context, rest = tail(tokenizer, row["context"], need), row["text"]
@@ -126,20 +126,20 @@ def _continuation(rows: list[dict], tokenizer: Any, quality: spec.Quality, windo
             context = _whole_words(head(tokenizer, row["text"], need), row["text"])
             rest = row["text"][len(context) :]
         if context and len(encode(tokenizer, [rest])[0]) >= length:
-            pool.append((row["label"], context, head(tokenizer, rest, length), row["group"]))
+            pool.append((row, context, head(tokenizer, rest, length)))
         if len(pool) == max(quality.max_examples, 4 * CHOICES):
             break
     rng, examples = random.Random(1), []
-    for label, context, true, group in pool:
-        others = [rest for other, _, rest, _ in pool if other == label and rest != true]
+    for row, context, true in pool:
+        others = [rest for other, _, rest in pool if other["label"] == row["label"] and rest != true]
         if len(others) < CHOICES - 1:
-            others = [rest for _, _, rest, _ in pool if rest != true]
+            others = [rest for _, _, rest in pool if rest != true]
         if len(others) < CHOICES - 1:
             break
         choices = [true, *rng.sample(others, CHOICES - 1)]
         order = rng.sample(range(CHOICES), CHOICES)
         shuffled = {"choices": [choices[n] for n in order], "gold": order.index(0)}
-        examples.append({"context": context, **shuffled, "group": group})
+        examples.append({"context": context, **shuffled, **answers.about(row)})
     config = {
         **answers.AMONG_CHOICES,
         # how much more likely the context makes a passage: its bare likelihood mostly tells common words from rare
@@ -167,7 +167,7 @@ def _routing(rows: list[dict], tokenizer: Any, data: spec.Data, quality: spec.Qu
     for row in rows:
         text = head(tokenizer, row["context"] + row["text"], room)
         gold = labels.index(row["label"])
-        examples.append({"text": text + data.label_prompt, "gold": gold, "group": row["group"]})
+        examples.append({"text": text + data.label_prompt, "gold": gold, **answers.about(row)})
     config = {
         "output_type": "multiple_choice",
         "doc_to_text": "text",

@@ -23,6 +23,7 @@ from featkd.measure.statistics import is_perplexity
 
 PERPLEXITIES = ("word_perplexity", "byte_perplexity", "bits_per_byte", "perplexity")
 PER_TOKEN = "token_perplexity"
+CLASSES = ("class", "category", "subject")  # fields of the kind of an example
 SOURCES = ("group", "passage", "article", "paragraph", "story", "context")  # fields of what examples are about
 PREFERRED = ("acc", "acc_norm", "exact_match", "f1", "token_f1", "bleu", "rouge1")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
@@ -96,7 +97,12 @@ def evaluate(
         metric = _primary(config, samples)
         up = found["higher_is_better"][task].get(metric) is not False  # None where lm-eval does not know
         mine = [
-            {**_row(task, metric, up, config, sample), "group": group, "text": _text(tasks[task], sample)}
+            {
+                **_row(task, metric, up, config, sample),
+                "group": group,
+                "class": _class(sample["doc"]),
+                "text": _text(tasks[task], sample),
+            }  # fmt: skip
             for sample, group in zip(samples, _groups([sample["doc"] for sample in samples]), strict=True)
             if metric in sample["metrics"]
         ]
@@ -159,6 +165,10 @@ def _groups(docs: list[dict[str, Any]]) -> list[str]:
         if all(isinstance(value, str) for value in values) and 1 < len(set(values)) < len(docs):
             return [hashlib.sha256(value.encode("utf-8", "replace")).hexdigest()[:16] for value in values]
     return [str(number) for number in range(len(docs))]
+
+
+def _class(doc: dict[str, Any]) -> str | None:
+    return next((doc[field] for field in CLASSES if isinstance(doc.get(field), str)), None)
 
 
 def _row(task: str, metric: str, up: bool, config: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:

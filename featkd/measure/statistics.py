@@ -55,14 +55,13 @@ def score(
     common = {"metric": metric, "examples": len(first), "chance": chance}
     if not is_perplexity(metric):
         up = bool(first["higher_is_better"].iloc[0]) if "higher_is_better" in first else True
-        cells = CELLS if _bounded(mine) and _bounded(theirs) else CELLS[:0]
         return Score(
             **common,
             higher_is_better=up,
             documents=sample.documents,
             estimate=sample.mean(mine),
-            difference=sample.ratio(mine - theirs, np.ones_like(theirs), cells @ [1, -1], np.ones(len(cells))),
-            retained=_retained(sample, mine, theirs, np.ones_like(theirs), chance, up, cells),
+            difference=sample.difference(mine, theirs),
+            retained=_retained(sample, mine, theirs, np.ones_like(theirs), chance, up, _cells(mine, theirs)),
         )
     nats, base = -mine, -theirs
     return Score(
@@ -92,8 +91,7 @@ def compare(
     sample, units = Sample(groups(rows[0]), level, itself), rows[0]["weight"].to_numpy(np.float64)
     if is_perplexity(str(rows[0]["metric"].iloc[0])):
         return "ratio", _exp(sample.ratio(other - mine, units))
-    cells = CELLS if _bounded(mine) and _bounded(other) else CELLS[:0]
-    return "difference", sample.ratio(mine - other, np.ones_like(units), cells @ [1, -1], np.ones(len(cells)))
+    return "difference", sample.difference(mine, other)
 
 
 def mean(values: np.ndarray, groups: np.ndarray | None = None, level: float = LEVEL) -> Interval:
@@ -137,6 +135,11 @@ class Sample:
             1 + square / effective
         )
         return Interval(value=share, low=max(0.0, middle - half), high=min(1.0, middle + half))
+
+    def difference(self, mine: np.ndarray, theirs: np.ndarray) -> Interval:
+        """Of two means, paired by example. mine: [seeds, examples]; theirs: [examples], or of the same seeds."""
+        cells = _cells(mine, theirs)
+        return self.ratio(mine - theirs, np.ones(mine.shape[1]), cells @ [1, -1], np.ones(len(cells)))
 
     def ratio(
         self,
@@ -230,8 +233,9 @@ def _exp(interval: Interval) -> Interval:
     return Interval(**{name: float(np.exp(min(bound, LARGEST_LOG))) for name, bound in bounds.items()})
 
 
-def _bounded(scores: np.ndarray) -> bool:
-    return bool(((scores >= 0) & (scores <= 1)).all())
+def _cells(*scores: np.ndarray) -> np.ndarray:
+    """CELLS for scores from 0 to 1, none for others."""
+    return CELLS if all(((one >= 0) & (one <= 1)).all() for one in scores) else CELLS[:0]
 
 
 def groups(rows: "DataFrame") -> np.ndarray:

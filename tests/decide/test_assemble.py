@@ -126,7 +126,7 @@ def test_retained_quality_and_agreement_by_hand():
     assert found.quality.tasks["heldout_continuation"].retained.value == pytest.approx(expected)
     agreement = found.fidelity.tasks["heldout_continuation"]
     assert agreement.agreement.value == pytest.approx((teacher.choice == student.choice).mean())
-    assert agreement.correct_to_wrong == pytest.approx(((teacher.score == 1) & (student.score == 0)).mean())
+    assert agreement.correct_to_wrong.value == pytest.approx(((teacher.score == 1) & (student.score == 0)).mean())
 
 
 GATED = [{"metric": "quality.heldout_continuation.retained", "at_least": 0.8}]

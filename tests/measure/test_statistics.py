@@ -3,7 +3,7 @@ import pandas
 import pytest
 from scipy.stats import t as student_t
 
-from featkd.errors import InputError, RunError
+from featkd.errors import RunError
 from featkd.measure.fidelity import agreement
 from featkd.measure.statistics import compare, is_accuracy, score
 
@@ -220,14 +220,3 @@ def test_different_examples_are_refused(answers):
         score(rows(student), rows(teacher[:-1]), 0.25)
     with pytest.raises(RunError, match="same examples"):
         compare(rows(student), rows(teacher, task="other"))
-
-
-def test_agreement_and_flips():
-    mine = rows([1, 0, 0, 1], choice=[0, 1, 2, 3])
-    theirs = rows([1, 1, 0, 0], choice=[0, 2, 2, 1])
-    found = agreement(mine, theirs)
-    assert found.examples == 4 and found.agreement.value == 0.5
-    assert (found.correct_to_wrong, found.wrong_to_correct) == (0.25, 0.25)
-    assert 0 <= found.agreement.low < 0.5 < found.agreement.high <= 1
-    with pytest.raises(InputError, match="multiple-choice"):
-        agreement(rows([1], choice=[-1]), rows([1], choice=[-1]))

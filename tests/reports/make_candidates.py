@@ -6,6 +6,7 @@ import random
 from featkd.result import (
     Agreement,
     Alignment,
+    Calibration,
     Candidate,
     Comparison,
     Decision,
@@ -24,6 +25,7 @@ from featkd.result import (
     Signal,
     Times,
     Training,
+    WorstClass,
 )
 
 PERPLEXITY = {"teacher": 31.42, "sft": 44.87, "logit-kd": 40.95, "feature-kd": 40.21}
@@ -78,7 +80,20 @@ def candidate(arm: str, size: str = "s", precision: str = "fp32", shrink: float 
     for task, (chance, values) in ACCURACY.items():
         quality[task] = accuracy(chance + (values[arm] - chance) * shrink, chance, values["teacher"], teacher)
     fidelity = {
-        task: Agreement(examples=400, agreement=share(0.78 * shrink, 400), correct_to_wrong=0.12, wrong_to_correct=0.07)
+        task: Agreement(
+            examples=400,
+            agreement=share(0.78 * shrink, 400),
+            correct_to_wrong=share(0.12, 400),
+            wrong_to_correct=share(0.07, 400),
+            mcnemar_p=0.02,
+            on_right=share(0.86 * shrink, 240),
+            on_wrong=share(0.62 * shrink, 160),
+            kl=around(0.21 / shrink, 0.02),
+            calibration=Calibration(
+                ece=around(0.06, 0.02), brier=around(0.5, 0.03), brier_difference=around(0.04, 0.02)
+            ),
+            worst_class=WorstClass(name="numpy", examples=64, classes=5, difference=around(-0.16, 0.11)),
+        )
         for task in ACCURACY
     }
     speed = DECODE[arm] / shrink**2

@@ -1,0 +1,46 @@
+"""What the result document says of how a candidate behaves: like the teacher or not, and within bounds or not."""
+
+from pydantic import Field
+
+from featkd.parts import Interval, Part
+
+
+class Calibration(Part):
+    """Are probabilities of answers as often right as they say? Of the choices' probabilities, which sum up to 1."""
+
+    ece: Interval = Field(description="Expected calibration error: mean |confidence - accuracy| over ten bins.")
+    brier: Interval = Field(description="Mean squared distance to the right answer, summed over choices: 0 to 2.")
+    brier_difference: Interval = Field(description="Paired: candidate - teacher; above 0 is worse.")
+
+
+class WorstClass(Part):
+    """The class of examples where the candidate falls furthest behind the teacher."""
+
+    name: str
+    examples: int
+    classes: int = Field(description="How many were looked at; the interval allows for that.")
+    difference: Interval = Field(description="Paired difference in accuracy: candidate - teacher.")
+
+
+class Agreement(Part):
+    """How a candidate's answers relate to the teacher's on one multiple-choice task."""
+
+    examples: int
+    agreement: Interval = Field(description="Share of examples with the teacher's answer.")
+    correct_to_wrong: Interval = Field(description="Share the teacher had right and the candidate has wrong.")
+    wrong_to_correct: Interval = Field(description="Share the teacher had wrong and the candidate has right.")
+    mcnemar_p: float = Field(description="Of the two shares above being the same in truth; exact, two-sided.")
+    on_right: Interval | None = Field(None, description="Agreement where the teacher is right.")
+    on_wrong: Interval | None = Field(None, description="Agreement where it is wrong: does it copy mistakes?")
+    kl: Interval | None = Field(None, description="From the teacher's distribution over choices to this one, nats.")
+    calibration: Calibration | None = None
+    worst_class: WorstClass | None = Field(None, description="Where examples have classes.")
+
+
+class Fidelity(Part):
+    why: str | None = None
+    tasks: dict[str, Agreement] = Field(default_factory=dict)
+
+
+class Guardrails(Part):
+    why: str | None = None
