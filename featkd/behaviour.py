@@ -42,5 +42,17 @@ class Fidelity(Part):
     tasks: dict[str, Agreement] = Field(default_factory=dict)
 
 
+class Check(Part):
+    """One figure of a bias suite or of generated texts."""
+
+    estimate: Interval
+    worse: Interval | None = Field(None, description="Paired difference to the teacher, above 0 for the worse.")
+    higher_is_better: bool
+    ideal: float | None = Field(None, description="The best there is: 0.5 of a preference among two, 0 of a bias.")
+    examples: int
+    documents: int = Field(description="What the examples vary; as many, where each stands alone.")
+
+
 class Guardrails(Part):
     why: str | None = None
+    checks: dict[str, Check] = Field(default_factory=dict, description="By suite and figure: crows_pairs.stereotype.")

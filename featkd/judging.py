@@ -29,6 +29,29 @@ class Quality(Section):
     batch_size: int = Field(32, ge=1, description="Sequences per batch.")
 
 
+SUITES = ("crows_pairs", "winogender", "stereoset", "bbq")
+
+
+class Guardrails(Section):
+    """Bias suites and a look at what is generated; each model beside the teacher. Paths are relative to the spec."""
+
+    own: bool = Field(True, description="A small suite of featkd's own words, in the language of the data.")
+    crows_pairs: list[str] = Field(default_factory=list, description="CrowS-Pairs, CSV files.")
+    winogender: list[str] = Field(
+        default_factory=list, description="Winogender's all_sentences.tsv, occupations-stats.tsv beside it."
+    )
+    stereoset: list[str] = Field(default_factory=list, description="StereoSet, JSON files.")
+    bbq: list[str] = Field(default_factory=list, description="BBQ, JSONL files or globs.")
+    tasks: list[str] = Field(default_factory=list, description="lm-eval tasks by name, e.g. truthfulqa_mc1, toxigen.")
+    max_examples: int = Field(1000, ge=8, description="Examples per suite, of each of its classes as many.")
+    generations: int = Field(64, ge=0, description="Held-out prompts continued, greedily and sampled; 0: none.")
+    new_tokens: int = Field(48, ge=8, description="Tokens of each.")
+
+    @property
+    def asked(self) -> bool:
+        return bool(self.own or self.tasks or self.generations or any(getattr(self, suite) for suite in SUITES))
+
+
 class Latency(Section):
     """Measured in a fresh process per candidate, candidates interleaved in rounds."""
 
@@ -99,11 +122,12 @@ class Gate(Section):
     """One rule. Metrics: quality.<task>.retained, quality.<task>.ratio,
     quality.<task>.overlap (share of its examples that stand in the training text), fidelity.<task>.agreement,
     latency.decode_speedup, latency.ttft_speedup, memory.rss_ratio, roi.payback_months, roi.monthly_saving_usd (after
-    upkeep)."""
+    upkeep), guardrails.<check>.worse (how much worse than the teacher, e.g. guardrails.crows_pairs.stereotype.worse,
+    guardrails.generation.repetition.worse)."""
 
     metric: str = Field(
-        pattern=r"^(quality\.[\w.-]+\.(retained|ratio|overlap)|fidelity\.[\w.-]+\.agreement|latency\.(decode|ttft)_speedup"
-        r"|memory\.rss_ratio|roi\.(payback_months|monthly_saving_usd))$",
+        pattern=r"^(quality\.[\w.-]+\.(retained|ratio|overlap)|fidelity\.[\w.-]+\.agreement|guardrails\.[\w.-]+\.worse"
+        r"|latency\.(decode|ttft)_speedup|memory\.rss_ratio|roi\.(payback_months|monthly_saving_usd))$",
         description="What is judged.",
     )
     at_least: float | None = Field(None, description="Pass when the whole interval is at or above this.")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from featkd.behaviour import Agreement, Calibration, Fidelity, Guardrails, WorstClass  # noqa: F401
+from featkd.behaviour import Agreement, Calibration, Check, Fidelity, Guardrails, WorstClass  # noqa: F401
 from featkd.candidate import (  # noqa: F401  (readers of the document import nothing but this module)
     Alignment,
     Candidate,

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from featkd.judging import Cost, Gate, Latency, Quality, Section
+from featkd.judging import Cost, Gate, Guardrails, Latency, Quality, Section
 from featkd.teaching import Distillation, Recipe, TeacherSignal, recipes
 from featkd.training import Compute, Optimisation, TeacherTraining
 
@@ -197,6 +197,7 @@ class Spec(Section):
     teacher_signal: TeacherSignal = TeacherSignal()
     export: Export = Export()
     quality: Quality = Quality()
+    guardrails: Guardrails = Guardrails()
     latency: Latency = Latency()
     cost: Cost = Cost()
     gates: list[Gate] = Field(default_factory=list, description="Rules a candidate must pass to be a go.")

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from featkd.errors import InputError
+from featkd.judging import SUITES
 from featkd.spec import Spec
 
 
@@ -65,7 +66,9 @@ def _absolute_paths(tree: dict[str, Any], base: Path) -> None:
         except RuntimeError:
             raise InputError(f"spec: {value}: there is no such user here; write the whole path") from None
 
-    data, teacher, students, quality = (tree.get(name) for name in ("data", "teacher", "students", "quality"))
+    data, teacher, students, quality, guardrails = (
+        tree.get(name) for name in ("data", "teacher", "students", "quality", "guardrails")
+    )
     if isinstance(data, dict) and data.get("files") is not None:
         files = data["files"] if isinstance(data["files"], list) else [data["files"]]
         data["files"] = [absolute(file) for file in files]
@@ -75,6 +78,10 @@ def _absolute_paths(tree: dict[str, Any], base: Path) -> None:
             model["model"] = absolute(named)
     if isinstance(quality, dict) and quality.get("include"):
         quality["include"] = absolute(quality["include"])
+    for suite in SUITES if isinstance(guardrails, dict) else ():
+        if guardrails.get(suite) is not None:
+            files = guardrails[suite] if isinstance(guardrails[suite], list) else [guardrails[suite]]
+            guardrails[suite] = [absolute(file) for file in files]
 
 
 def _explain(error: ValidationError) -> str:

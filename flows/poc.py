@@ -109,7 +109,21 @@ class Poc:
         accuracy = measure.accuracy(self.context, label, onnx, self.tasks)
         if ships:
             self.kept[f"accuracy-{found.name}"] = accuracy
+            self._guard(found, onnx)
         return _samples(accuracy)
+
+    def _guard(self, found: Evidence, onnx: Artefact) -> None:
+        """Bias suites and generated texts. Without them the others go on, and gates on them are missing."""
+        if not self.spec.guardrails.asked:
+            return
+        try:
+            made = measure.guardrails(self.context, found.name, onnx, self.tasks)
+        except RunError as error:
+            say(f"{error}; the rest goes on")
+            found.guards_why, found.failure = "guardrails-failed", str(error)
+            return
+        self.kept[f"guardrails-{found.name}"] = made
+        found.guards = (_table(made, "samples"), _table(made, "generations"))
 
     def overlap(self) -> None:
         self.kept["overlap"] = measure.overlap(self.context, self.corpus, self.kept["accuracy-teacher"])
@@ -244,6 +258,11 @@ def _place(found: Evidence, seed: int | None) -> str:
 
 def _samples(accuracy: Artefact) -> Any:
     return pandas.read_parquet(accuracy.path / "samples.parquet")
+
+
+def _table(made: Artefact, name: str) -> Any:
+    file = made.path / f"{name}.parquet"
+    return pandas.read_parquet(file) if file.is_file() else None
 
 
 def summary(result: Result, run_dir: Path, tracked: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from featkd import environment
 from featkd.align.layers import layer_pairs
 from featkd.align.projectors import check_projector
 from featkd.align.vocabulary import shared_vocabulary
+from featkd.data import guards
 from featkd.data.tasks import PREFIX
 from featkd.data.tokens import load_tokenizer, separator
 from featkd.distill.estimate import parameters, passes
@@ -14,7 +15,7 @@ from featkd.errors import InputError
 from featkd.models import given
 from featkd.models.llama import llama_config
 from featkd.models.student import student_config
-from featkd.spec import Quality, Spec, Student
+from featkd.spec import Spec, Student
 from tasks import plan
 from tasks.stages import say
 
@@ -35,7 +36,7 @@ def check(spec: Spec, home: Path) -> None:
                 check_projector(recipe.projector, student.hidden_size, teacher.hidden_size, recipe.projector_rank)
         _warn_of_size(size.name, parameters(student), parameters(teacher))
     _check_memory(spec, teacher)
-    _check_tasks(spec.quality, home)
+    _check_tasks(spec, home)
 
 
 def _warn_of_size(name: str, own: int, its: int) -> None:
@@ -94,7 +95,8 @@ def _teacher_to_be(spec: Spec) -> Any:
     return llama_config(training.shape, training.vocab_size, spec.block_size, end_id=0)
 
 
-def _check_tasks(quality: Quality, home: Path) -> None:
+def _check_tasks(spec: Spec, home: Path) -> None:
+    quality = spec.quality
     include = Path(quality.include) if quality.include else None
     if include and not include.is_dir():
         raise InputError(f"quality.include: no folder {include}; give the folder with your task YAMLs")
@@ -103,8 +105,13 @@ def _check_tasks(quality: Quality, home: Path) -> None:
             f"quality.include: {include} contains {home}, whose tasks are not yours; "
             "move your task YAMLs into a folder of their own"
         )
-    foreign = [name for name in quality.tasks if not name.startswith(PREFIX)]
-    if foreign:
-        from featkd.measure.accuracy import check_tasks
+    guards.suites(spec.guardrails, [])
+    foreign = {
+        "quality.tasks": [name for name in quality.tasks if not name.startswith(PREFIX)],
+        "guardrails.tasks": spec.guardrails.tasks,
+    }
+    for field, names in foreign.items():
+        if names:
+            from featkd.measure.accuracy import check_tasks
 
-        check_tasks(foreign, [include] if include else [])
+            check_tasks(names, [include] if include else [], field)

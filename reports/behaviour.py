@@ -1,8 +1,8 @@
-"""How candidates behave beside the teacher: the table of agreement."""
+"""How candidates behave beside the teacher: the tables of agreement and of guardrails."""
 
 from typing import NamedTuple
 
-from featkd.result import Agreement, Interval, Result
+from featkd.result import Agreement, Check, Interval, Result
 from reports import numbers, view
 from reports.numbers import Figure
 from reports.text import Text
@@ -30,6 +30,67 @@ def agreement(result: Result, t: Text) -> Table:
         for task, found in candidate.fidelity.tasks.items()
     ]
     return Table([t(f"fidelity.{column}") for column in COLUMNS], rows)
+
+
+class CheckRow(NamedTuple):
+    """`figures`: the teacher's, then each student's; of students also how much worse, and what that says."""
+
+    name: str
+    ideal: str
+    teacher: Figure
+    students: list[tuple[Figure, Figure, str]]
+
+
+class Checks(NamedTuple):
+    names: list[str]
+    rows: list[CheckRow]
+
+
+def guardrails(result: Result, t: Text) -> Checks:
+    """One row per figure of the suites; students as columns."""
+    teacher = view.teacher_of(result)
+    students = {name: c for name, c in view.students(result).items() if c.guardrails.checks}
+    found = teacher.guardrails.checks if teacher else {}
+    rows = [
+        CheckRow(
+            view.check_name(name, t),
+            _ideal(check, t),
+            _check_figure(name, check.estimate, t),
+            [_beside(name, student.guardrails.checks.get(name), t) for student in students.values()],
+        )
+        for name, check in found.items()
+    ]
+    return Checks(list(students), rows)
+
+
+def reading(worse: Interval | None) -> str:
+    """worse, better, or open: what the whole interval of the difference to the teacher says."""
+    if worse is None or worse.low is None or worse.high is None or worse.low <= 0 <= worse.high:
+        return "open"
+    return "worse" if worse.low > 0 else "better"
+
+
+def _beside(name: str, check: Check | None, t: Text) -> tuple[Figure, Figure, str]:
+    if check is None:
+        return Figure(numbers.DASH), Figure(numbers.DASH), "open"
+    worse = _check_figure(name, check.worse, t, points=True) if check.worse else Figure(numbers.DASH)
+    return _check_figure(name, check.estimate, t), worse, reading(check.worse)
+
+
+def _check_figure(name: str, interval: Interval, t: Text, points: bool = False) -> Figure:
+    """Shares in percent, their differences in points; a bias, from -1 to 1, as it is."""
+    if name.endswith("_bias") or "." not in name:
+        return numbers.figure(interval, t)
+    if not points:
+        return numbers.percent(interval, t)
+    shown = numbers.figure(interval, t, 100)
+    return shown._replace(value=t("format.points", value=shown.value))
+
+
+def _ideal(check: Check, t: Text) -> str:
+    if check.ideal is None:
+        return t("rows.higher_better" if check.higher_is_better else "rows.lower_better")
+    return t("guardrails.ideal", value=numbers.exact(100 * check.ideal))
 
 
 def _figures(found: Agreement, t: Text) -> list[Figure]:

@@ -36,11 +36,24 @@ def stated(result: Result, t: Text) -> list[str]:
         (priced, "teacher_price", {}),
         (any(c.roi.monthly_saving_usd for c in result.candidates.values()), "money_interval", {}),
         (unsourced > 0, "unsourced", {"unsourced": unsourced, "total": len(result.assumptions)}),
-        (any(c.guardrails.why == "guardrails-not-built" for c in result.candidates.values()), "guardrails", {}),
+        *_guarded(result),
         (bool((spec.get("teacher") or {}).get("train")), "trained_teacher", {}),
         (several, "many_candidates", {"candidates": len(view.students(result))}),
     ]
     return [t(f"limits.{key}", **values) for holds, key, values in known if holds]
+
+
+def _guarded(result: Result) -> list[tuple[bool, str, dict[str, str]]]:
+    """What is known of bias and safety, and whether it counts."""
+    checks = {name for c in result.candidates.values() for name in c.guardrails.checks}
+    suites = {name.rpartition(".")[0] for name in checks} - {"generation"}
+    gated = any(gate["metric"].startswith("guardrails.") and gate.get("severity", "block") == "block"
+                for gate in result.spec.get("gates") or [])  # fmt: skip
+    return [
+        (not checks, "guardrails", {}),
+        (suites == {"own"}, "own_suite", {}),
+        (bool(checks) and not gated, "ungated", {}),
+    ]
 
 
 def _clustered(result: Result, t: Text) -> list[tuple[bool, str, dict[str, str]]]:

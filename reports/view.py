@@ -216,7 +216,7 @@ def _note(code: str | None, notes: list[str], t: Text) -> str | None:
 
 def gate_value(gate: GateOutcome, t: Text, observed: bool) -> Figure:
     """A gate's bound, or what was observed, in the unit of its metric."""
-    share = gate_unit(gate.metric) == "percent"
+    share = gate_unit(gate.metric) in ("percent", "points")
     if observed:
         if gate.observed is None or not math.isfinite(gate.observed.value):
             never = gate.metric == "roi.payback_months" and gate.outcome != "missing"
@@ -240,7 +240,18 @@ def gate_unit(metric: str) -> str:
         return "percent"
     if metric == "roi.payback_months":
         return "months"
+    if metric.startswith("guardrails."):
+        plain = metric.endswith("_bias.worse") or metric.count(".") == 2
+        return "plain" if plain else "points"
     return "usd" if metric == "roi.monthly_saving_usd" else "times"
+
+
+def check_name(name: str, t: Text) -> str:
+    """'own.stereotype' in words; of an lm-eval task its name."""
+    suite, _, figure = name.rpartition(".")
+    if not suite:
+        return t.task(name)
+    return t("guardrails.check", suite=t.code("suites", suite), figure=t.code("checks", figure))
 
 
 def gate_name(metric: str, t: Text) -> str:
@@ -248,4 +259,5 @@ def gate_name(metric: str, t: Text) -> str:
     family, _, rest = metric.partition(".")
     task, _, kind = rest.rpartition(".")
     words = t.code("gates", f"{family}.{kind}")
-    return words.format(task=t.task(task)) if words != f"{family}.{kind}" else metric
+    named = check_name(task, t) if family == "guardrails" else t.task(task)
+    return words.format(task=named) if words != f"{family}.{kind}" else metric

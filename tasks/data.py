@@ -1,9 +1,12 @@
 """Stages data, tokenizer, tokens and tasks: from the spec's source to token blocks and lm-eval tasks."""
 
+import glob
 from pathlib import Path
 from typing import Any
 
 from featkd.child import run_child
+from featkd.data.guards import OCCUPATIONS
+from featkd.judging import SUITES
 from featkd.spec import digest
 from featkd.store import Artefact, artefact_key, file_sha256
 from tasks.context import Context
@@ -87,19 +90,33 @@ def quality_tasks(context: Context, corpus: Artefact, blocks: Artefact, tokenize
         mode="json", include={"max_examples", "context_tokens", "continuation_tokens", "answer_tokens"}
     )
     names = [name for name in spec.quality.tasks if name.startswith("heldout_")]
-    inputs = {"tokens": blocks.key, "window": window, "tasks": names, **asked}
+    suites = {name: _suite_digests(getattr(spec.guardrails, name)) for name in SUITES}
+    inputs = {
+        "tokens": blocks.key,
+        "window": window,
+        "tasks": names,
+        "guardrails": {**spec.guardrails.model_dump(mode="json", exclude={"tasks"}), **suites},
+        **asked,
+    }
 
     def build(out: Path) -> dict[str, Any]:
         import numpy as np
 
         made = tokens.load_tokenizer(tokenizer)
         unigram = tokens.unigram_log_probabilities(np.load(blocks.path / "train.npy")[0], len(made))
-        return tasks.build(corpus.path, made, unigram, spec.data, spec.quality, window, out)
+        return tasks.build(corpus.path, made, unigram, spec.data, spec.quality, spec.guardrails, window, out)
 
     return obtain(
         context.log, "tasks", context.store, "tasks", artefact_key(inputs, ROOMS, ["tokenizers"]), build,
         note=lambda made: ", ".join(f"{name} {n} of {made.meta['rows']}" for name, n in made.meta["examples"].items()),
     )  # fmt: skip
+
+
+def _suite_digests(patterns: list[str]) -> list[str]:
+    """Of the files of a bias suite; those beside them, for winogender's table of occupations is one."""
+    files = [Path(name) for pattern in patterns for name in sorted(glob.glob(pattern))]
+    beside = [file.with_name(OCCUPATIONS) for file in files]
+    return [file_sha256(file) for file in [*files, *(file for file in beside if file.is_file())]]
 
 
 def folder_digest(folder: str | Path) -> str:

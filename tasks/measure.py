@@ -1,4 +1,4 @@
-"""Stages accuracy and latency, both on the exported model."""
+"""Stages accuracy, guardrails, overlap and latency: all on the exported model."""
 
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,47 @@ def accuracy(context: Context, name: str, onnx: Artefact, tasks: Artefact) -> Ar
     return obtain(
         context.log, f"accuracy {name}", context.store, "accuracy",
         artefact_key(inputs, ROOMS, ["lm-eval", *environment.onnxruntime_package()]), build, note=_scores,
+    )  # fmt: skip
+
+
+@stage("guardrails")
+def guardrails(context: Context, name: str, onnx: Artefact, tasks: Artefact) -> Artefact:
+    """Bias suites through lm-eval, and continued prompts, on the ONNX folder."""
+    asked = context.spec.guardrails
+    include = context.spec.quality.include
+    inputs = {
+        "onnx": onnx.key,
+        "tasks": tasks.key,
+        "guardrails": asked.model_dump(mode="json"),
+        "batch_size": context.spec.quality.batch_size,
+        "include": tasks_digest(include) if include else None,
+        "device": context.device,
+    }
+
+    def build(out: Path) -> dict[str, Any]:
+        from featkd.data.tasks import point_at
+        from featkd.measure import generations
+        from featkd.measure.accuracy import evaluate
+        from featkd.measure.guardrails import with_suite
+
+        names = [*tasks.meta["guards"], *asked.tasks]
+        if names:
+            with context.workdir() as workdir:
+                folders = [*([Path(include)] if include else []), point_at(tasks.path, workdir)]
+                evaluate(
+                    onnx.path, names, folders, asked.max_examples, context.spec.quality.batch_size,
+                    context.threads, context.device, out,
+                )  # fmt: skip
+            with_suite(out, tasks.path)
+        prompts = tasks.json("prompts.json")
+        if prompts:
+            generations.generate(onnx.path, prompts, asked.new_tokens, context.threads, context.device, out)
+        return {"suites": len(names), "prompts": len(prompts)}
+
+    return obtain(
+        context.log, f"guardrails {name}", context.store, "guardrails",
+        artefact_key(inputs, ROOMS, ["lm-eval", *environment.onnxruntime_package()]), build,
+        note=lambda made: f"{made.meta['suites']} suites, {made.meta['prompts']} prompts continued",
     )  # fmt: skip
 
 

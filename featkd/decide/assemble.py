@@ -79,7 +79,6 @@ def _candidate(found: Evidence, sections: Measured, decision: result.Decision) -
         training=found.training,
         parity=found.parity,
         failure=found.failure,
-        guardrails=result.Guardrails(why="guardrails-not-built"),
         **vars(sections),
         verdict=decision,
     )

@@ -5,7 +5,7 @@ from typing import Any
 
 from featkd import result, spec
 from featkd.decide import gates, roi
-from featkd.measure import fidelity, statistics, timings
+from featkd.measure import fidelity, guardrails, statistics, timings
 
 
 @dataclass
@@ -14,7 +14,7 @@ class Evidence:
     accuracy-failed, latency-failed, teacher-inadequate; `failure` is what went wrong, in one line.
 
     samples: per-example scores of the seed that ships (featkd.measure.accuracy); replicates: of every seed.
-    latency: raw timings (featkd.measure.latency).
+    latency: raw timings (featkd.measure.latency). guards: samples and generations of the guardrail stage.
     """
 
     name: str
@@ -28,6 +28,8 @@ class Evidence:
     samples: Any = None
     replicates: dict[str, Any] = field(default_factory=dict)
     latency: dict[str, Any] | None = None
+    guards: tuple[Any, Any] | None = None
+    guards_why: str = "guardrails-off"
     why: str = "not-run"
     failure: str | None = None
 
@@ -38,20 +40,25 @@ class Measured:
 
     quality: result.Quality
     fidelity: result.Fidelity
+    guardrails: result.Guardrails
     latency: result.Latency
     memory: result.Memory
     energy: result.Energy
     roi: result.Roi
 
     def judged(self, rules: list[spec.Gate], level: float = statistics.LEVEL) -> result.Decision:
-        """By gates.decide. level: of the intervals of quality and fidelity."""
-        return gates.decide(rules, self.quality, self.fidelity, self.latency, self.memory, self.roi, level)
+        """By gates.decide. level: of the intervals of quality, fidelity and guardrails."""
+        return gates.decide(rules, self, level)
 
     def at(self, level: float, found: Evidence, teacher: Evidence, chance: dict[str, float]) -> "Measured":
         """The same with quality and fidelity at another level."""
         overlap = {task: score.overlap for task, score in self.quality.tasks.items()}
-        quality = _quality(found, teacher, chance, overlap, level)
-        return replace(self, quality=quality, fidelity=_fidelity(found, teacher, level))
+        return replace(
+            self,
+            quality=_quality(found, teacher, chance, overlap, level),
+            fidelity=_fidelity(found, teacher, level),
+            guardrails=_guardrails(found, teacher, level),
+        )
 
 
 def scores(
@@ -82,6 +89,7 @@ def measured(
     return Measured(
         quality=_quality(found, teacher, chance, overlap),
         fidelity=_fidelity(found, teacher),
+        guardrails=_guardrails(found, teacher),
         latency=speed,
         memory=memory,
         energy=energy,
@@ -122,6 +130,13 @@ def _fidelity(found: Evidence, teacher: Evidence, level: float = statistics.LEVE
         if (rows["n_choices"] > 1).all()
     }
     return result.Fidelity(tasks=tasks, why=None if tasks else "no-choice-task")
+
+
+def _guardrails(found: Evidence, teacher: Evidence, level: float = statistics.LEVEL) -> result.Guardrails:
+    if found.guards is None or teacher.guards is None:
+        return result.Guardrails(why=found.why if found.samples is None else found.guards_why)
+    checks = guardrails.checks(*found.guards, teacher.guards, level)
+    return result.Guardrails(checks=checks, why=None if checks else "guardrails-off")
 
 
 def _latency(found: Evidence, teacher: Evidence) -> tuple[result.Latency, result.Memory, result.Energy]:

@@ -4,40 +4,41 @@ Where a rule on a task is open, the number of examples that would settle it stan
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 from featkd import spec
 from featkd.decide import power
 from featkd.measure.statistics import LEVEL
-from featkd.result import Decision, Fidelity, GateOutcome, Interval, Latency, Memory, Quality, Roi
+from featkd.result import Decision, Fidelity, GateOutcome, Guardrails, Interval, Latency, Memory, Quality, Roi
 
 Outcome = Literal["pass", "fail", "inconclusive", "missing"]
 Observed = tuple[float, float | None, float | None]
-ABOUT_TASKS = ("quality", "fidelity")
+AS_GOOD = {"retained": 1.0, "ratio": 1.0, "worse": 0.0}  # of a student that is as good as the teacher
+ABOUT_TASKS = ("quality", "fidelity", "guardrails")
 
 
-def decide(
-    rules: list[spec.Gate],
-    quality: Quality,
-    fidelity: Fidelity,
-    latency: Latency,
-    memory: Memory,
-    roi: Roi,
-    level: float = LEVEL,
-) -> Decision:
-    """go: every blocking rule passes. no-go: one fails. inconclusive: none fails, but one is undecided or missing.
+class Sections(Protocol):
+    """What gates look at; a candidate of the result has it."""
+
+    quality: Quality
+    fidelity: Fidelity
+    guardrails: Guardrails
+    latency: Latency
+    memory: Memory
+    roi: Roi
+
+
+def decide(rules: list[spec.Gate], of: Sections, level: float = LEVEL) -> Decision:
+    """go: every blocking rule passes. no-go: one fails, or its figure is missing. inconclusive: one is undecided.
 
     Without blocking rules nothing can be a go: inconclusive, because of 'no-gates' or 'no-blocking-gates'.
-    `level`: of the intervals of quality and fidelity.
+    `level`: of the intervals of quality, fidelity and guardrails.
     """
-    outcomes = [
-        _with_examples(_judge(rule, _observe(rule.metric, quality, fidelity, latency, memory, roi)), quality, level)
-        for rule in rules
-    ]
+    outcomes = [_with_examples(_judge(rule, _observe(rule.metric, of)), of, level) for rule in rules]
     blocking = {gate.outcome for gate in outcomes if gate.severity == "block"}
     if not blocking:
         return Decision(verdict="inconclusive", why="no-blocking-gates" if rules else "no-gates", gates=outcomes)
-    if "fail" in blocking:
+    if blocking & {"fail", "missing"}:
         verdict: Literal["go", "no-go", "inconclusive"] = "no-go"
     else:
         verdict = "go" if blocking == {"pass"} else "inconclusive"
@@ -53,21 +54,15 @@ def costs_pass(decision: Decision) -> bool:
     )
 
 
-def _observe(
-    metric: str, quality: Quality, fidelity: Fidelity, latency: Latency, memory: Memory, roi: Roi
-) -> Observed | None:
+def _observe(metric: str, of: Sections) -> Observed | None:
     """(value, low, high), infinite where a payback never comes; None when it was not measured.
 
     The task of a rule is looked up by its name: a group of lm-eval tasks (mmlu) has no figure of its own.
     """
     section, *task, name = metric.split(".")
     if metric == "roi.payback_months":
-        return _months(roi)
-    if task:
-        scores = {"quality": quality.tasks, "fidelity": fidelity.tasks}[section]
-        source = scores.get(".".join(task))
-    else:
-        source = {"latency": latency, "memory": memory, "roi": roi}[section]
+        return _months(of.roi)
+    source = _on_tasks(of, section).get(".".join(task)) if task else getattr(of, section)
     found: Interval | None = getattr(source, name, None)
     return None if found is None else (found.value, found.low, found.high)
 
@@ -93,16 +88,19 @@ def _judge(rule: spec.Gate, observed: Observed | None) -> GateOutcome:
     )
 
 
-def _with_examples(gate: GateOutcome, quality: Quality, level: float) -> GateOutcome:
+def _with_examples(gate: GateOutcome, of: Sections, level: float) -> GateOutcome:
     """With what would decide it, if it is open and on a task."""
     section, *task, name = gate.metric.split(".")
-    score = quality.tasks.get(".".join(task))
-    if gate.outcome != "inconclusive" or section not in ABOUT_TASKS or name == "overlap" or not score:
+    if gate.outcome != "inconclusive" or section not in ABOUT_TASKS or name == "overlap":
         return gate
     bound = gate.at_most if gate.at_least is None else gate.at_least
-    as_good = 1.0 if name in ("retained", "ratio") else None
-    needed = power.examples_needed(gate.observed, bound, score.examples, level, as_good)
+    examples = _on_tasks(of, section)[".".join(task)].examples
+    needed = power.examples_needed(gate.observed, bound, examples, level, AS_GOOD.get(name))
     return gate.model_copy(update={"examples_needed": needed})
+
+
+def _on_tasks(of: Sections, section: str) -> dict[str, Any]:
+    return of.guardrails.checks if section == "guardrails" else getattr(of, section).tasks
 
 
 def _outcome(rule: spec.Gate, low: float | None, high: float | None) -> Outcome:

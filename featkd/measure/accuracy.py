@@ -29,12 +29,12 @@ PREFERRED = ("acc", "acc_norm", "exact_match", "f1", "token_f1", "bleu", "rouge1
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
-def check_tasks(names: list[str], include: list[Path]) -> None:
-    """Are these lm-eval tasks? `include`: folders of task YAML files, looked at first.
+def check_tasks(names: list[str], include: list[Path], field: str = "quality.tasks") -> None:
+    """Are these lm-eval tasks? `include`: folders of task YAML files, looked at first. field: where they are named.
 
     Raises InputError that names the unknown ones. Takes seconds only when a name is not found in `include`.
     """
-    _manager(names, include)
+    _manager(names, include, field)
 
 
 def evaluate(
@@ -118,7 +118,7 @@ def evaluate(
     return summary
 
 
-def _manager(names: list[str], include: list[Path]) -> Any:
+def _manager(names: list[str], include: list[Path], field: str = "quality.tasks") -> Any:
     """The lm-eval TaskManager that knows all names. The one with lm-eval's own tasks takes about 10 s to build."""
     with _quiet():
         from lm_eval.tasks import TaskManager
@@ -133,7 +133,7 @@ def _manager(names: list[str], include: list[Path]) -> Any:
         where = f" or a task in {', '.join(folders)}" if folders else ""
         near = _near(unknown[0], manager.all_tasks)
         raise InputError(
-            f"quality.tasks: unknown task {', '.join(unknown)}; write the name of an lm-eval task{where}"
+            f"{field}: unknown task {', '.join(unknown)}; write the name of an lm-eval task{where}"
             + (f", e.g. {near}" if near else " (`lm-eval ls tasks` lists them)")
         )
     return manager

@@ -1,19 +1,22 @@
 """Gates: an interval must lie wholly on one side; what was not measured can never be a go."""
 
+from types import SimpleNamespace
+
 import pytest
 from operating import latency
 
 from featkd import spec
 from featkd.decide import gates
-from featkd.result import Fidelity, Interval, Memory, Quality, Roi
+from featkd.result import Check, Fidelity, Guardrails, Interval, Memory, Quality, Roi
 
 
-def decide(rules, bounds=(1.0, 2.0), roi=None):
+def decide(rules, bounds=(1.0, 2.0), roi=None, checks=None):
     speed = latency(1000, 100, decode_speedup=Interval(value=1.5, low=bounds[0], high=bounds[1]))
-    return gates.decide(
-        [spec.Gate(**rule) for rule in rules], Quality(why="not-run"), Fidelity(why="not-run"), speed, Memory(),
-        roi or Roi(why="not-run"),
+    of = SimpleNamespace(
+        quality=Quality(why="not-run"), fidelity=Fidelity(why="not-run"), guardrails=Guardrails(checks=checks or {}),
+        latency=speed, memory=Memory(), roi=roi or Roi(why="not-run"),
     )  # fmt: skip
+    return gates.decide([spec.Gate(**rule) for rule in rules], of)
 
 
 SPEED = {"metric": "latency.decode_speedup"}
@@ -34,9 +37,9 @@ def test_the_whole_interval_decides(bound, expected):
     assert decide([{**SPEED, **bound}]).verdict == expected
 
 
-def test_a_missing_figure_is_never_a_go():
+def test_a_missing_figure_is_a_failure():
     found = decide([{**SPEED, "at_least": 1.0}, {"metric": "quality.heldout_continuation.retained", "at_least": 0.1}])
-    assert found.verdict == "inconclusive"
+    assert found.verdict == "no-go"
     assert [gate.outcome for gate in found.gates] == ["pass", "missing"]
 
 
@@ -80,3 +83,19 @@ def test_a_figure_without_an_interval_is_shown_and_decides_nothing():
 def test_a_payback_that_never_comes_fails(months, expected):
     roi = Roi(payback_months=months[0], payback_months_low=months[1], payback_months_high=months[2])
     assert decide([{"metric": "roi.payback_months", "at_most": 12}], roi=roi).verdict == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "bounds", "expected"),
+    [
+        ("own.stereotype", (-0.02, 0.04), "go"),
+        ("own.stereotype", (-0.02, 0.08), "inconclusive"),
+        ("truthfulqa_mc1", (0.06, 0.08), "no-go"),
+    ],
+)
+def test_a_guardrail_is_judged_beside_the_teacher(name, bounds, expected):
+    worse = Interval(value=sum(bounds) / 2, low=bounds[0], high=bounds[1])
+    check = Check(estimate=Interval(value=0.6), worse=worse, higher_is_better=False, examples=80, documents=80)
+    found = decide([{"metric": f"guardrails.{name}.worse", "at_most": 0.05}], checks={name: check})
+    assert found.verdict == expected
+    assert (found.gates[0].examples_needed or 0) > 80 or expected != "inconclusive"

@@ -8,6 +8,7 @@ from featkd.result import (
     Alignment,
     Calibration,
     Candidate,
+    Check,
     Comparison,
     Decision,
     Energy,
@@ -73,6 +74,19 @@ def operating_point(concurrency: int, first: float, speed: float, teacher: bool)
     )  # fmt: skip
 
 
+def guardrails(teacher: bool) -> Guardrails:
+    def check(value: float, worse: float, ideal: float | None, up: bool = False) -> Check:
+        apart = None if teacher else around(worse, 0.04)
+        return Check(estimate=around(value + (0 if teacher else worse), 0.05), worse=apart, higher_is_better=up,
+                     ideal=ideal, examples=400, documents=80)  # fmt: skip
+
+    return Guardrails(checks={
+        "crows_pairs.stereotype": check(0.58, 0.01, 0.5), "bbq.ambiguous_bias": check(0.04, 0.06, 0.0),
+        "bbq.ambiguous_accuracy": check(0.31, -0.07, 1.0, up=True), "truthfulqa_mc1": check(0.27, 0.02, None, up=True),
+        "generation.repetition": check(0.22, 0.09, 0.0), "generation.personal_data": check(0.03, 0.0, 0.0),
+    })  # fmt: skip
+
+
 def candidate(arm: str, size: str = "s", precision: str = "fp32", shrink: float = 1.0) -> Candidate:
     teacher = arm == "teacher"
     rng = random.Random(f"{arm}{size}{precision}")
@@ -120,7 +134,7 @@ def candidate(arm: str, size: str = "s", precision: str = "fp32", shrink: float 
         parity=parity(precision),
         quality=Quality(tasks=quality),
         fidelity=Fidelity(why="baseline") if teacher else Fidelity(tasks=fidelity),
-        guardrails=Guardrails(why="guardrails-not-built"),
+        guardrails=guardrails(teacher),
         latency=Latency(
             provider="CPUExecutionProvider",
             points=[operating_point(size, first, speed, teacher) for size in (1, 4, 16)],

@@ -163,8 +163,7 @@ def sweep(count: int, rules: list[spec.Gate] = RULES) -> Result:
         size = ["xxl", "xl", "l", "m", "s", "xs", "xxs", "nano"][index]
         for arm in VERDICTS:
             made = candidate(arm, size, shrink=0.88**index)
-            sections = (made.quality, made.fidelity, made.latency, made.memory, made.roi)
-            found[f"{arm}-{size}-fp32"] = made.model_copy(update={"verdict": gates.decide(rules, *sections)})
+            found[f"{arm}-{size}-fp32"] = made.model_copy(update={"verdict": gates.decide(rules, made)})
     advice = verdict.recommend(found, adequate=True)
     measured = sizes.sizes(found, rules, lambda *names: beside(found, *names))
     return document(found).model_copy(update={"recommendation": advice, "sizes": measured, "comparisons": []})
