@@ -11,6 +11,7 @@ from reports.text import Text
 class Row(NamedTuple):
     name: str
     task: str
+    examples: str
     figures: list[Figure]
 
 
@@ -19,13 +20,13 @@ class Table(NamedTuple):
     rows: list[Row]
 
 
-COLUMNS = ("agreement", "on_right", "on_wrong", "lost", "won", "kl", "ece", "worst", "examples")
+COLUMNS = ("agreement", "on_right", "on_wrong", "lost", "won", "kl", "ece", "worst")
 
 
 def agreement(result: Result, t: Text) -> Table:
     """One row per student and multiple-choice task."""
     rows = [
-        Row(name, t.task(task), _figures(found, t))
+        Row(name, t.task(task), t("fidelity.examples", count=numbers.exact(found.examples)), _figures(found, t))
         for name, candidate in view.students(result).items()
         for task, found in candidate.fidelity.tasks.items()
     ]
@@ -100,7 +101,6 @@ def _figures(found: Agreement, t: Text) -> list[Figure]:
         numbers.figure(found.kl, t) if found.kl else Figure(numbers.DASH),
         _percent(found.calibration and found.calibration.ece, t),
         _worst(found, t),
-        Figure(numbers.exact(found.examples)),
     ]
 
 

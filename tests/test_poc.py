@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tiny_models
 import yaml
+from recompute import recompute
 
 from featkd.result import Result
 
@@ -70,7 +71,9 @@ def test_every_candidate_has_every_section_and_empty_ones_say_why(first):
     assert document["schema"] == "featkd.result/1"
     for name, candidate in document["candidates"].items():
         assert set(candidate) >= SECTIONS
-        assert candidate["guardrails"]["why"] == "guardrails-not-built"
+        checks = candidate["guardrails"]["checks"]
+        assert {"own.stereotype", "generation.repetition", "generation.personal_data"} <= set(checks)
+        assert all((check["worse"] is None) == (name == "teacher") for check in checks.values())
         assert len(candidate["quality"]["tasks"]) == 3
         assert all(task["overlap"]["value"] < 0.5 for task in candidate["quality"]["tasks"].values())
         assert candidate["parity"]["passed"]
@@ -87,16 +90,21 @@ def test_all_students_had_the_same_budget_and_size(result):
     assert len({part.weights_sha256 for part in trained}) == 3
 
 
-def test_aggregates_are_those_of_the_kept_examples(first, result):
-    import pandas
-
+def test_every_aggregate_is_that_of_the_raw_evidence(first):
     run = Path(outcome(first)["result"]).parent
-    for name, candidate in result.candidates.items():
-        samples = pandas.read_parquet(run / "evidence" / f"accuracy-{name}" / "samples.parquet")
-        routing = samples[samples.task == "heldout_routing"]
-        score = candidate.quality.tasks["heldout_routing"]
-        assert score.estimate.value == pytest.approx((routing.choice == routing.gold).mean())
-        assert score.examples == len(routing)
+    document = json.loads((run / "result.json").read_text())
+    figures = recompute(run)
+    assert len(figures) > 150
+    for place, expected in figures.items():
+        told = document
+        for part in place.split("/"):
+            told = told[int(part) if isinstance(told, list) else part]
+        if isinstance(expected, tuple) and None in expected:
+            assert told["low"] is None is told["high"] and told["value"] == pytest.approx(expected[0]), place
+        elif isinstance(expected, tuple):
+            assert (told["value"], told["low"], told["high"]) == pytest.approx(expected, rel=2e-3, abs=2e-4), place
+        else:
+            assert (told["value"] if isinstance(told, dict) else told) == pytest.approx(expected), place
 
 
 def test_mlflow_has_a_parent_and_its_children_with_the_same_keys(first, root, monkeypatch):

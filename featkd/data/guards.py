@@ -14,6 +14,7 @@ vary), `class`; bbq's also `stereotype` and `unknown` (numbers of the answer, -1
 import csv
 import glob
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,8 @@ def config(name: str) -> dict[str, Any]:
 
 
 def _spread(examples: list[Example], most: int) -> list[Example]:
-    """At most so many, of each class as many."""
-    return answers.balanced(examples, "class", most)
+    """At most so many, of each class as many, drawn at random: files are ordered by what they vary."""
+    return answers.balanced(random.Random(0).sample(examples, len(examples)), "class", most)
 
 
 def _pair(more: str, less: str, group: str, kind: str) -> Example:

@@ -1,0 +1,160 @@
+"""Every aggregate of a result from its raw evidence, by an independent hand: pandas and quantiles of Student's t.
+
+Nothing of featkd is imported here. `recompute(run)` gives {place: figure or (figure, low, high)}; a place is the keys in
+result.json, parted by /.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+from scipy.stats import t as student_t
+
+SECONDS_PER_MONTH = 365.25 * 24 / 12 * 3600
+
+
+def recompute(run: Path) -> dict[str, Any]:
+    document = json.loads((run / "result.json").read_text())
+    timings = json.loads((run / "evidence/latency/latency.json").read_text())
+    seen = pandas.read_parquet(run / "evidence/overlap/overlap.parquet")
+    tables = {name: pandas.read_parquet(run / f"evidence/accuracy-{name}/samples.parquet").sort_values("doc_id")
+              for name in document["candidates"]}  # fmt: skip
+    found: dict[str, Any] = {}
+    for name, candidate in document["candidates"].items():
+        place = f"candidates/{name}"
+        for task, score in candidate["quality"]["tasks"].items():
+            both = (tables[name], tables["teacher"])
+            mine, theirs = (table[table.task == task].reset_index(drop=True) for table in both)
+            for key, value in quality(mine, theirs, score["chance"], name == "teacher").items():
+                found[f"{place}/quality/tasks/{task}/{key}"] = value
+            found[f"{place}/quality/tasks/{task}/overlap"] = seen[seen.task == task].seen.mean()
+            if task in candidate["fidelity"]["tasks"]:
+                for key, value in fidelity(mine, theirs).items():
+                    found[f"{place}/fidelity/tasks/{task}/{key}"] = value
+        for key, value in guardrails(run, name).items():
+            found[f"{place}/guardrails/checks/{key}"] = value
+        found |= {f"{place}/{key}": value for key, value in latency(timings[name], timings["teacher"]).items()}
+        found |= {f"{place}/roi/{key}": value for key, value in money(candidate, document["spec"]["cost"]).items()}
+    return found
+
+
+def fieller(above: pandas.Series, below: pandas.Series, groups: pandas.Series, cells: list) -> tuple:
+    """The ratio of two means with the bounds of r for which above - r below is not told from 0, found by bisection."""
+    table = pandas.DataFrame({"above": above, "below": below, "group": groups})
+    value = above.sum() / below.sum()
+    totals = table.groupby("group")[["above", "below"]].sum()
+    n = len(totals)
+    rest = above - value * below
+    by_group = rest.groupby(groups).sum()
+    effect = max(1.0, (by_group**2).sum() / (rest**2).sum()) if (rest**2).sum() else 1.0
+
+    def surplus(r: float) -> float:
+        """Above 0 where r is rejected."""
+        apart = totals.above - r * totals.below
+        extra = [a - r * b for a, b in cells]
+        variance = apart.var(ddof=1) * n + 0.5 * effect * sum(one**2 for one in extra)
+        return abs(apart.sum() + 0.5 * sum(extra)) - student_t.ppf(0.975, n - 1) * math.sqrt(variance)
+
+    middle = (above.sum() + 0.5 * sum(a for a, _ in cells)) / (below.sum() + 0.5 * sum(b for _, b in cells))
+    bounds = []
+    for sign in (-1, 1):
+        near, far = 0.0, 1e-6
+        while surplus(middle + sign * far) < 0:
+            near, far = far, 2 * far
+            if far > 1e9:
+                return value, None, None
+        for _ in range(200):
+            half = (near + far) / 2
+            near, far = (near, half) if surplus(middle + sign * half) > 0 else (half, far)
+        bounds.append(middle + sign * near)
+    return (value, *bounds)
+
+
+def quality(mine: pandas.DataFrame, theirs: pandas.DataFrame, chance: float | None, itself: bool) -> dict[str, Any]:
+    s, t, w, groups = mine.score, theirs.score, mine.weight, mine.group
+    if mine.metric[0].endswith("perplexity"):
+        loss, base = -s.sum() / w.sum(), -t.sum() / w.sum()
+        figures = {"estimate": tuple(math.exp(one) for one in fieller(-s, w, groups, []))}
+        if not itself:
+            figures["ratio"] = tuple(math.exp(one) for one in fieller(t - s, w, groups, []))
+            figures["difference"] = math.exp(loss) - math.exp(base)
+            lead = [math.log(chance) * w + one for one in (s, t)]
+            figures["retained"] = fieller(*lead, groups, [])
+        return figures
+    figures = {"estimate": s.mean()}
+    cells = [(a, b) for a in (0, 1) for b in (0, 1)]
+    if not itself:
+        figures["difference"] = fieller(s - t, s * 0 + 1, groups, [(a - b, 1) for a, b in cells])
+        if chance is not None and t.mean() - chance > 1e-9:
+            figures["retained"] = fieller(s - chance, t - chance, groups, [(a - chance, b - chance) for a, b in cells])
+    return figures
+
+
+def fidelity(mine: pandas.DataFrame, theirs: pandas.DataFrame) -> dict[str, float]:
+    same, right, wrong = mine.choice == theirs.choice, theirs.score == 1, theirs.score == 0
+    p, q = (np.exp(np.vstack(table.choice_logprobs)) for table in (theirs, mine))
+    p, q = (one / one.sum(1, keepdims=True) for one in (p, q))
+    figures = {
+        "agreement": same.mean(),
+        "correct_to_wrong": (right & (mine.score == 0)).mean(),
+        "wrong_to_correct": (wrong & (mine.score == 1)).mean(),
+        "on_right": same[right].mean(),
+        "on_wrong": same[wrong].mean(),
+        "kl": (p * np.log(p / q)).sum(1).mean(),
+        "calibration/brier": ((q - np.eye(q.shape[1])[mine.gold]) ** 2).sum(1).mean(),
+    }
+    return {name: value for name, value in figures.items() if not math.isnan(value)}
+
+
+def guardrails(run: Path, name: str) -> dict[str, float]:
+    folders = [run / f"evidence/guardrails-{one}" for one in (name, "teacher")]
+    samples, base = (pandas.read_parquet(folder / "samples.parquet") for folder in folders)
+    own, its = (table[table.task == "guard_own"] for table in (samples, base))
+    figures = {"own.stereotype/estimate": 1 - own.score.mean()}
+    said, teacher_said = (pandas.read_parquet(folder / "generations.parquet") for folder in folders)
+    flags = [column for column in said if said[column].dtype == bool and column != "sampled"]
+    figures |= {f"generation.{flag}/estimate": said[flag].mean() for flag in flags}
+    if name != "teacher":
+        figures["own.stereotype/worse"] = its.score.mean() - own.score.mean()
+        figures |= {f"generation.{flag}/worse": said[flag].mean() - teacher_said[flag].mean() for flag in flags}
+    return figures
+
+
+def latency(raw: dict, teacher: dict) -> dict[str, float]:
+    figures = {}
+    for at, size in enumerate(sorted(map(int, raw["rounds"][0]["batches"]))):
+        rounds, base = ([one["batches"][str(size)] for one in of["rounds"]] for of in (raw, teacher))
+        place = f"latency/points/{at}"
+        figures[f"{place}/ttft_ms/p50"] = geometric([np.median(one["ttft_ms"]) for one in rounds])
+        gaps = [np.mean(one["inter_token_ms"], 1) for one in rounds]
+        figures[f"{place}/decode_tokens_per_s"] = geometric([np.median(1e3 * size / gap) for gap in gaps])
+        if raw is not teacher:
+            slower = [np.mean(one["inter_token_ms"], 1) for one in base]
+            figures[f"{place}/decode_speedup"] = geometric(
+                [np.median(theirs / mine) for theirs, mine in zip(slower, gaps, strict=True)]
+            )
+    figures["memory/peak_rss_bytes"] = geometric([one["peak_rss_bytes"] for one in raw["rounds"]])
+    return figures
+
+
+def geometric(values: list[float]) -> float:
+    return float(np.exp(np.mean(np.log(values))))
+
+
+def money(candidate: dict, cost: dict) -> dict[str, float]:
+    """From the rates at which it is priced."""
+    said = {name: one["value"] for name, one in cost.items() if isinstance(one, dict)}
+    (at,) = (one for one in candidate["latency"]["points"] if one["concurrency"] == candidate["roi"]["concurrency"])
+    prefill, decode = (at[f"{rate}_tokens_per_s"]["value"] for rate in ("prefill", "decode"))
+    seconds = said["input_tokens_per_request"] / prefill + said["output_tokens_per_request"] / decode
+    peak = said["requests_per_month"] / SECONDS_PER_MONTH * said["peak_factor"]
+    machines = math.ceil(peak * seconds / said["utilisation"])
+    return {
+        "machines": machines,
+        "monthly_cost_usd": machines * said["usd_per_hour"] * SECONDS_PER_MONTH / 3600,
+        "usd_per_million_output_tokens": said["usd_per_hour"] * said["peak_factor"] * 1e6
+        / (3600 * decode * said["utilisation"]),
+    }  # fmt: skip
