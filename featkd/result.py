@@ -103,9 +103,19 @@ class Adequacy(Part):
     checks: list[AdequacyCheck]
 
 
+class Rollout(Part):
+    """How many requests reveal that a student in service loses more than its gate allows, in four of five cases."""
+
+    task: str = Field(description="Whose gate takes the most requests.")
+    margin: float = Field(description="The loss of accuracy that the gate allows.")
+    shadow_requests: int = Field(description="Answered by teacher and student both.")
+    canary_requests: int = Field(description="Answered by the student alone, and as many by the teacher alone.")
+
+
 class Recommendation(Part):
     candidate: str | None = None
     code: Literal["replace", "keep-teacher", "undecided", "teacher-inadequate"]
+    rollout: Rollout | None = Field(None, description="Of the candidate; None without a gate on an accuracy.")
 
 
 class DataSummary(Part):

@@ -15,7 +15,7 @@ from prefect import flow
 
 from featkd import environment
 from featkd.child import Event
-from featkd.decide import assemble, roi, sizes, verdict
+from featkd.decide import assemble, roi, rollout, sizes, verdict
 from featkd.decide.evidence import Evidence, scores
 from featkd.errors import InputError, ModelFailed, RunError
 from featkd.models import given
@@ -184,6 +184,10 @@ class Poc:
             candidates = assemble.candidates(self.spec, evidence, self.chance, adequacy, seen)
         with self.context.log.timed("gates") as entry:
             recommendation = verdict.recommend(candidates, adequacy.adequate)
+            if recommendation.candidate:
+                chosen, teacher = candidates[recommendation.candidate], candidates["teacher"]
+                plan = rollout.rollout(chosen, teacher, self.spec.gates)
+                recommendation = recommendation.model_copy(update={"rollout": plan})
             entry["note"] = ", ".join(
                 f"{name} {found.verdict.verdict}" for name, found in candidates.items() if found.verdict.verdict
             )

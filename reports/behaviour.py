@@ -1,4 +1,4 @@
-"""How candidates behave beside the teacher: the tables of agreement and of guardrails."""
+"""How candidates behave beside the teacher: agreement, guardrails, and the steps of putting one into service."""
 
 from typing import NamedTuple
 
@@ -31,6 +31,26 @@ def agreement(result: Result, t: Text) -> Table:
         for task, found in candidate.fidelity.tasks.items()
     ]
     return Table([t(f"fidelity.{column}") for column in COLUMNS], rows)
+
+
+class Plan(NamedTuple):
+    lead: str
+    steps: list[str]
+
+
+def rollout(result: Result, t: Text) -> Plan | None:
+    """The steps of putting the recommended student into service; None where there is none, or no plan."""
+    plan = result.recommendation.rollout
+    if plan is None:
+        return None
+    shown = {
+        "task": t.task(plan.task),
+        "margin": numbers.significant(100 * plan.margin, 2),
+        "shadow": numbers.exact(float(f"{plan.shadow_requests:.2g}")),
+        "canary": numbers.exact(float(f"{plan.canary_requests:.2g}")),
+    }
+    steps = [t(f"rollout.{step}", **shown) for step in ("shadow", "canary", "full", "fail_safe")]
+    return Plan(t("rollout.lead", **shown), steps)
 
 
 class CheckRow(NamedTuple):

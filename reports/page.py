@@ -43,6 +43,7 @@ def render(result: Result, language: Literal["en", "ja"]) -> str:
         adequacy_lines=findings.adequacy_lines(result, t),
         comparison=view.comparison(result, t),
         fidelity=behaviour.agreement(result, t),
+        rollout=behaviour.rollout(result, t),
         checks=behaviour.guardrails(result, t),
         overlaps=view.overlaps(result, t),
         turned=len(result.candidates) > MATRIX_COLUMNS,

@@ -1,7 +1,7 @@
 """Every aggregate of a result from its raw evidence, by an independent hand: pandas and quantiles of Student's t.
 
-Nothing of featkd is imported here. `recompute(run)` gives {place: figure or (figure, low, high)}; a place is the keys in
-result.json, parted by /.
+Nothing of featkd is imported here. `recompute(run)` gives {place: figure or (figure, low, high)}; a place is the keys
+of result.json, parted by /.
 """
 
 import json

@@ -20,9 +20,12 @@ from featkd.result import (
     Recommendation,
     Result,
     Roi,
+    Rollout,
     Stage,
     Times,
 )
+
+ROLLOUT = Rollout(task="heldout_continuation", margin=0.112, shadow_requests=412, canary_requests=1187)
 
 
 def full() -> Result:
@@ -146,7 +149,7 @@ def many(count: int = 5) -> Result:
         for task in ACCURACY
     ]
     base = document(found)
-    chosen = Recommendation(candidate="feature-kd-1b-fp32", code="replace")
+    chosen = Recommendation(rollout=ROLLOUT, candidate="feature-kd-1b-fp32", code="replace")
     return base.model_copy(update={"recommendation": chosen, "comparisons": pairs})
 
 
@@ -225,7 +228,7 @@ def document(candidates: dict[str, Candidate]) -> Result:
             labels=["numpy", "pandas", "scipy", "torch"],
         ),
         adequacy=Adequacy(adequate=True, action="none", checks=[]),
-        recommendation=Recommendation(candidate="feature-kd", code="replace"),
+        recommendation=Recommendation(candidate="feature-kd", code="replace", rollout=ROLLOUT),
         candidates=candidates,
         comparisons=compared,
         assumptions=[
