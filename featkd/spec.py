@@ -107,6 +107,13 @@ class Teacher(Section):
     if_inadequate: Literal["stop", "warn"] = Field(
         "stop", description="What to do when the teacher is no better than chance or than the plain student."
     )
+    licence: str | None = Field(None, description="Of a given teacher, e.g. apache-2.0; for the report.")
+    licence_allows_distillation: bool | None = Field(
+        None, description="Whether it lets other models be trained with its outputs; not set: not known."
+    )
+    if_licence_forbids: Literal["stop", "warn"] = Field(
+        "warn", description="What to do where the licence does not allow it, or it is not known whether it does."
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> "Teacher":

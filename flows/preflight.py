@@ -24,6 +24,7 @@ def check(spec: Spec, home: Path) -> None:
     """Does the spec fit its teacher, and are its tasks there? `home` is the .featkd folder. Raises InputError."""
     if "fp16" in spec.export.precisions and environment.device(spec.compute) == "cpu":
         raise InputError("export.precisions: fp16 is for cuda, a processor only casts it; write fp32, int8 or int4")
+    _check_licence(spec)
     teacher = _given_teacher(spec) if spec.teacher.model else _teacher_to_be(spec)
     for size in spec.students:
         student = student_config(size, teacher)
@@ -37,6 +38,17 @@ def check(spec: Spec, home: Path) -> None:
         _warn_of_size(size.name, parameters(student), parameters(teacher))
     _check_memory(spec, teacher)
     _check_tasks(spec, home)
+
+
+def _check_licence(spec: Spec) -> None:
+    allowed = spec.teacher.licence_allows_distillation
+    if spec.teacher.train or allowed:
+        return
+    told = "forbids to train other models with its outputs" if allowed is False else "may forbid distillation"
+    line = f"teacher.licence_allows_distillation: the licence of {spec.teacher.model} {told}"
+    if spec.teacher.if_licence_forbids == "stop":
+        raise InputError(f"{line}; write true if it allows it, or if_licence_forbids: warn")
+    say(f"{line}: look it up, and write true or false")
 
 
 def _warn_of_size(name: str, own: int, its: int) -> None:

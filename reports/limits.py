@@ -27,6 +27,7 @@ def stated(result: Result, t: Text) -> list[str]:
         *_clustered(result, t),
         *_seen(result, t),
         (given and bool(scores), "given_teacher", {}),
+        *_licence(spec.get("teacher") or {}),
         (trainings == 1, "one_seed", {}),
         (trainings > 1, "several_seeds", {"trainings": trainings}),
         (measured, "hardware", {}),
@@ -41,6 +42,15 @@ def stated(result: Result, t: Text) -> list[str]:
         (several, "many_candidates", {"candidates": len(view.students(result))}),
     ]
     return [t(f"limits.{key}", **values) for holds, key, values in known if holds]
+
+
+def _licence(teacher: dict[str, Any]) -> list[tuple[bool, str, dict[str, str]]]:
+    allowed, named = teacher.get("licence_allows_distillation"), teacher.get("licence") or numbers.DASH
+    given = bool(teacher.get("model"))
+    return [
+        (given and allowed is False, "licence_forbids", {"licence": named}),
+        (given and allowed is None, "licence_unknown", {}),
+    ]
 
 
 def _guarded(result: Result) -> list[tuple[bool, str, dict[str, str]]]:

@@ -162,3 +162,14 @@ def test_no_room_for_training_is_told_before_anything_is_made(tmp_path, teacher)
 def test_layer_pairs_of_an_ablation_are_checked_too(tmp_path, teacher):
     with pytest.raises(InputError, match=r"layer_pairs: \(1, 3\) is out of range"):
         check(tmp_path, teacher, ablations={"far": {"layer_pairs": [[1, 3]]}})
+
+
+@pytest.mark.parametrize(("allowed", "told"), [(None, "may forbid distillation"), (False, "forbids to train")])
+def test_the_licence_of_a_given_teacher(tmp_path, teacher, capsys, allowed, told):
+    own = {"model": str(teacher), "licence_allows_distillation": allowed}
+    check(tmp_path, None, teacher=own)
+    assert told in capsys.readouterr().err
+    with pytest.raises(InputError, match=f"teacher.licence_allows_distillation: .*{told}"):
+        check(tmp_path, None, teacher={**own, "if_licence_forbids": "stop"})
+    check(tmp_path, None, teacher={**own, "licence_allows_distillation": True, "if_licence_forbids": "stop"})
+    assert "licence" not in capsys.readouterr().err
