@@ -49,7 +49,7 @@ def artefact_key(inputs: dict[str, Any], rooms: list[str], packages: list[str] |
 @functools.cache
 def _source_digest(room: str) -> str:
     path = ROOM_ROOT / room
-    files = sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+    files = sorted([*path.rglob("*.py"), *path.rglob("*.yaml")]) if path.is_dir() else [path.with_suffix(".py")]
     return digest({str(file.relative_to(ROOM_ROOT)): file_sha256(file) for file in files})
 
 

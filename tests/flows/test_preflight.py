@@ -22,11 +22,11 @@ OWN = {
 }
 
 
-def check(tmp_path, teacher, **changes):
+def check(tmp_path, folder, **changes):
     tree = {
         "name": "x",
         "data": {"files": ["a.txt"]},
-        "teacher": {"model": str(teacher)} if teacher else {"train": OWN},
+        "teacher": {"model": str(folder)} if folder else {"train": OWN},
         "students": [{"name": "s", "layers": 1}],
         "training": {"tokens": 1000},
         "block_size": 64,
