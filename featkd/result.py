@@ -145,6 +145,18 @@ class Stage(Part):
     note: str = ""
 
 
+class Override(Part):
+    """A person decided otherwise than the gates."""
+
+    run_id: str
+    candidate: str
+    gates_said: str | None
+    verdict: str
+    reason: str
+    decided_by: str
+    time: str = Field(description="ISO 8601, UTC.")
+
+
 class Result(Part):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
@@ -163,6 +175,7 @@ class Result(Part):
     comparisons: list[Comparison] = Field(default_factory=list)
     sizes: Sizes | None = Field(None, description="With two sizes or more.")
     assumptions: list[AssumptionRow] = Field(default_factory=list)
+    overrides: list[Override] = Field(default_factory=list, description="Of earlier runs of this PoC.")
     stages: list[Stage] = Field(default_factory=list)
     evidence: dict[str, str] = Field(default_factory=dict, description="Name to artefact digest.")
 

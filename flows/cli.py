@@ -19,6 +19,7 @@ from featkd.spec import Spec
 from flows import runtime, status
 
 DONE, FAILED, WRONG_INPUT, NO_GO, INTERRUPTED = 0, 1, 2, 3, 130
+LEDGER = "ledger"
 SAID_NO = ("keep-teacher", "teacher-inadequate")
 
 app = typer.Typer(
@@ -89,6 +90,48 @@ def report(
     _say(f"written: {page}")
     _emit({"run_id": result.run_id, "report": str(page), "lang": lang})
     return DONE
+
+
+@app.command()
+def override(
+    run: Run,
+    candidate: Annotated[str, typer.Option(help="The student, as the report names it.")],
+    reason: Annotated[str, typer.Option(help="Why; an auditor reads it.")],
+    verdict: Annotated[Literal["go", "no-go"], typer.Option(help="What is decided instead.")] = "go",
+    by: Annotated[str | None, typer.Option(help="Who decides. Default: the user of this machine.")] = None,
+    root: Root = Path("."),
+) -> int:
+    """Decide otherwise than the gates. It is kept in the ledger and shown in every later report."""
+    from featkd.decide import ledger
+
+    home = _home(root)
+    result = status.read_result(status.find_run(home, run))
+    record = ledger.override(home / LEDGER, result, candidate, verdict, reason, by)
+    _say(f"record {record['number']}: {record['decided_by']} says {verdict}, the gates {record['gates_said']}")
+    _emit(record)
+    return DONE
+
+
+@app.command()
+def audit(
+    verify: Annotated[bool, typer.Option("--verify", help="Check the chain of all decisions.")] = False,
+    root: Root = Path("."),
+) -> int:
+    """Show the decisions that were made here; with --verify, whether any was changed or left out."""
+    from featkd.decide import ledger
+
+    records = ledger.read(_home(root) / LEDGER)
+    for record in records:
+        about = record.get("candidate") or (record.get("recommendation") or {}).get("code", "")
+        _say(f"{record.get('number', '?'):>5} {record.get('time', ''):<26} {record.get('kind', ''):<10} "
+             f"{record.get('run_id', ''):<24} {about:<20} {record.get('decided_by', '')}")  # fmt: skip
+    problems = ledger.verify(records) if verify else []
+    for problem in problems:
+        _say(problem)
+    if verify and not problems:
+        _say(f"{len(records)} records, the chain is whole")
+    _emit({"records": len(records), "verified": not problems if verify else None, "problems": problems})
+    return FAILED if problems else DONE
 
 
 @app.command("list")

@@ -15,7 +15,7 @@ from prefect import flow
 
 from featkd import environment
 from featkd.child import Event
-from featkd.decide import assemble, roi, rollout, sizes, verdict
+from featkd.decide import assemble, ledger, roi, rollout, sizes, verdict
 from featkd.decide.evidence import Evidence, scores
 from featkd.errors import InputError, ModelFailed, RunError
 from featkd.models import given
@@ -31,6 +31,8 @@ from tasks.data import folder_digest
 from tasks.live import Live
 from tasks.stages import say
 from tasks.train import Model
+
+LEDGER = "ledger"
 
 
 class Poc:
@@ -217,6 +219,7 @@ class Poc:
             comparisons=assemble.comparisons(evidence),
             sizes=sizes.sizes(candidates, self.spec.gates, assemble.paired(evidence)),
             assumptions=roi.assumptions(self.spec.cost),
+            overrides=ledger.overrides(self.context.home / LEDGER, self.spec.name),
             stages=self.context.log.stages,
             evidence={name: artefact.key for name, artefact in self.kept.items()},
         )
@@ -247,6 +250,7 @@ def poc(spec: Spec, root: Path) -> dict[str, Any]:
             work.speed()
         result = work.result(run_id)
         publish.report(context, result, run_dir)
+        ledger.verdict(context.home / LEDGER, result)
         publish.link_candidates(run_dir, getattr(work, "models", {}), work.onnx)
         publish.link_evidence(run_dir, work.kept)
         tracked = tracking.log(context, result, run_dir, live.end())
