@@ -250,10 +250,10 @@ def poc(spec: Spec, root: Path) -> dict[str, Any]:
             work.speed()
         result = work.result(run_id)
         publish.report(context, result, run_dir)
-        ledger.verdict(context.home / LEDGER, result)
         publish.link_candidates(run_dir, getattr(work, "models", {}), work.onnx)
         publish.link_evidence(run_dir, work.kept)
         tracked = tracking.log(context, result, run_dir, live.end())
+    ledger.verdict(context.home / LEDGER, result)
     if how_small := sentence(result, load("en")):
         say(how_small)
     return summary(result, run_dir, tracked)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from featkd.decide import ledger
 from flows import cli, status
 
 SPEC = """
@@ -172,6 +173,38 @@ def a_run(tmp_path):
     folder.mkdir(parents=True)
     (folder / "result.json").write_text(result.to_json())
     return folder
+
+
+def test_an_override_needs_a_reason_and_is_kept(capsys, tmp_path, a_run):
+    def override(*arguments):
+        return call(capsys, "override", "last", *arguments, "--root", tmp_path)
+
+    wrong = {
+        "--reason: say why": ("--candidate", "sft", "--reason", " "),
+        "--candidate: 'x' is not one of sft, logit-kd, feature-kd": ("--candidate", "x", "--reason", "r"),
+        "the gates say go of feature-kd, too": ("--candidate", "feature-kd", "--reason", "r"),
+    }
+    for told, arguments in wrong.items():
+        code, _, err = override(*arguments)
+        assert code == 2 and told in err
+    assert json.loads(call(capsys, "audit", "--root", tmp_path)[1])["records"] == 0
+    code, out, err = override("--candidate", "sft", "--reason", "cheap enough", "--by", "Ada")
+    record = json.loads(out.splitlines()[-1])
+    assert code == 0 and "Ada says go, the gates no-go" in err
+    assert (record["kind"], record["reason"], record["gates_said"]) == ("override", "cheap enough", "no-go")
+    (shown,) = ledger.overrides(tmp_path / ".featkd" / "ledger", record["poc"])
+    assert (shown.candidate, shown.decided_by) == ("sft", "Ada")
+
+
+def test_audit_verifies_the_chain(capsys, tmp_path, a_run):
+    for reason in ("one", "two"):
+        call(capsys, "override", "last", "--candidate", "sft", "--reason", reason, "--root", tmp_path)
+    code, out, err = call(capsys, "audit", "--verify", "--root", tmp_path)
+    assert code == 0 and json.loads(out) == {"records": 2, "verified": True, "problems": []}
+    first = min((tmp_path / ".featkd" / "ledger").glob("*.json"))
+    first.write_text(first.read_text().replace("one", "better"))
+    code, out, err = call(capsys, "audit", "--verify", "--root", tmp_path)
+    assert code == 1 and "record 1 was changed" in json.loads(out)["problems"][0] and "record 1 was changed" in err
 
 
 def test_the_installed_command(spec):

@@ -15,6 +15,7 @@ from featkd.result import (
     Interval,
     Latency,
     Memory,
+    Override,
     Parity,
     Part,
     Recommendation,
@@ -109,7 +110,12 @@ def several_seeds() -> Result:
         recipe = trained.quality.tasks if shifts else {}
         quality = trained.quality.model_copy(update={"replicates": replicates, "recipe": recipe})
         found[name] = trained.model_copy(update={"quality": quality})
-    return base.model_copy(update={"candidates": found, "spec": base.spec | {"seeds": [0, 1, 2]}})
+    overridden = Override(
+        run_id="20261120-080000-abcdef", candidate="sft", gates_said="no-go", verdict="go", reason="社内試験のため",
+        decided_by="ada", time="2026-11-20T09:30:00+00:00",
+    )  # fmt: skip
+    update = {"candidates": found, "spec": base.spec | {"seeds": [0, 1, 2]}, "overrides": [overridden]}
+    return base.model_copy(update=update)
 
 
 def without_intervals() -> Result:

@@ -5,8 +5,8 @@ import pytest
 from lxml import html
 
 from featkd.align.projectors import KINDS
-from featkd.result import Decision, GateOutcome, Interval, Quality, Recommendation, Signal
-from reports import alignment, findings, limits, signal, text, view
+from featkd.result import Decision, GateOutcome, Guardrails, Interval, Quality, Recommendation, Signal
+from reports import alignment, behaviour, findings, limits, signal, text, view
 from reports.page import render, summary_markdown
 
 EN, JA = text.load("en"), text.load("ja")
@@ -221,3 +221,31 @@ def test_every_code_of_an_alignment_has_words():
             assert t.known("projector", kind), kind
         for layer_map in ("uniform", "last", "auto", "given"):
             assert t.known("layer_map", layer_map), layer_map
+
+
+@pytest.mark.parametrize(("language", "told"), [("en", "decided otherwise"), ("ja", "合格基準と異なる判断")])
+def test_an_override_stands_in_red_above_all_else(language, told):
+    page = render(make_results.several_seeds(), language)
+    assert told in page and "社内試験のため" in page and page.index(told) < page.index("<header>")
+    assert told not in render(make_results.full(), language)
+
+
+@pytest.mark.parametrize("t", [EN, JA])
+def test_guardrails_that_no_gate_is_on_are_told(t):
+    base = make_results.full()
+    assert t("limits.ungated") in limits.stated(base, t)
+    gate = {"metric": "guardrails.crows_pairs.stereotype.worse", "at_most": 0.05}
+    gated = base.model_copy(update={"spec": base.spec | {"gates": [gate]}})
+    assert t("limits.ungated") not in limits.stated(gated, t)
+    none = {"guardrails": Guardrails(why="guardrails-off")}
+    bare = {name: candidate.model_copy(update=none) for name, candidate in base.candidates.items()}
+    assert t("limits.guardrails") in limits.stated(base.model_copy(update={"candidates": bare}), t)
+
+
+def test_only_a_whole_interval_calls_a_student_worse_than_its_teacher():
+    rows = {row.name: row for row in behaviour.guardrails(make_results.full(), EN).rows}
+    readings = {name: {reading for _, _, reading in row.students} for name, row in rows.items()}
+    assert readings["CrowS-Pairs: stereotype preferred"] == {"open"}
+    assert readings["BBQ: bias where the text does not tell"] == {"worse"}
+    assert readings["Generated text: repeats itself"] == {"worse"}
+    assert rows["CrowS-Pairs: stereotype preferred"].ideal == "best: 50 %"
