@@ -153,7 +153,7 @@ class Decision(Part):
         "go), ablation (it explains; no verdict).",
     )
     level: float | None = Field(
-        None, description="Of the intervals that quality and fidelity were judged by (decide.sequence)."
+        None, description="Of the intervals that what examples tell was judged by (decide.sequence); None: not tested."
     )
     gates: list[GateOutcome] = Field(default_factory=list)
 

@@ -109,9 +109,11 @@ def _decisions(
 
     ordered = [[found.name for found in sorted(line, key=_parameters, reverse=True)] for line in lines.values()]
     tested = sequence.levels(ordered, lambda name, level: judged(name, level).verdict == "go")
-    for name, (level, reached) in tested.items():
-        decision = judged(name, level).model_copy(update={"level": level})
-        decisions[name] = decision if reached else _capped(decision, "not-reached")
+    for name in (name for line in ordered for name in line):
+        if name in tested:
+            decisions[name] = judged(name, tested[name]).model_copy(update={"level": tested[name]})
+        else:
+            decisions[name] = _capped(sections[name].judged(poc.gates), "not-reached")
     doubt = _doubt(evidence, adequacy)
     return {name: _capped(decisions[name], doubt) if doubt else decisions[name] for name in by_name}
 

@@ -31,7 +31,7 @@ from featkd.decide import assemble, verdict
 from featkd.decide.evidence import Evidence
 from featkd.measure.statistics import CELLS, Sample
 
-DRAWS, POCS = (200, 40) if QUICK else (8000, 2000)
+DRAWS, POCS = (200, 40) if QUICK else (6000, 2000)
 CHANCE, MARGIN, TASK = 0.25, 0.9, "heldout_continuation"
 SHARED, WITHIN, OF_RECIPE = 0.8, 0.3, 0.5  # correlations: of student and teacher, in a document, of seeds
 ARMS = ("sft", "logit-kd", "feature-kd")
@@ -221,7 +221,7 @@ def cases() -> Iterator[dict[str, Any]]:
                 yield {"part": "no-go", **common, "pocs": POCS // students + 1}
             for share in (1.0, 0.75):
                 number += 1
-                yield {"part": "power", "share": share, "pocs": POCS, "teacher": TEACHERS[teacher],
+                yield {"part": "power", "share": share, "pocs": POCS // 4, "teacher": TEACHERS[teacher],
                        "examples": Examples(examples.documents // 2, examples.each), "number": number}  # fmt: skip
 
 
