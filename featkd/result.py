@@ -108,6 +108,7 @@ class Rollout(Part):
 
     task: str = Field(description="Whose gate takes the most requests.")
     margin: float = Field(description="The loss of accuracy that the gate allows.")
+    expected: float = Field(description="The loss that was measured.")
     shadow_requests: int = Field(description="Answered by teacher and student both.")
     canary_requests: int = Field(description="Answered by the student alone, and as many by the teacher alone.")
 

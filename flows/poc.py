@@ -66,7 +66,9 @@ class Poc:
     def _tokenise(self, tokenizer: str, identity: str) -> None:
         """Blocks and tasks. `tokenizer`: a folder; `identity`: its digest."""
         self.blocks = data.blocks(self.context, self.corpus, tokenizer, identity)
-        self.tasks = data.quality_tasks(self.context, self.corpus, self.blocks, tokenizer, self.spec.block_size)
+        made = (self.context, self.corpus, self.blocks, tokenizer, self.spec.block_size)
+        self.tasks = data.quality_tasks(*made)
+        self.suites = data.suites(*made) if self.spec.guardrails.asked else None
 
     def _check_ids(self, vocab_size: int) -> None:
         """The ids that do occur: a tokenizer may be smaller than the vocabulary, or know ids that no text gives."""
@@ -116,11 +118,11 @@ class Poc:
 
     def _guard(self, found: Evidence, onnx: Artefact) -> None:
         """Bias suites and generated texts. Without them the others go on, and gates on them are missing."""
-        if not self.spec.guardrails.asked:
+        if self.suites is None:
             return
         try:
-            made = measure.guardrails(self.context, found.name, onnx, self.tasks)
-        except RunError as error:
+            made = measure.guardrails(self.context, found.name, onnx, self.suites)
+        except (InputError, RunError) as error:
             say(f"{error}; the rest goes on")
             found.guards_why, found.failure = "guardrails-failed", str(error)
             return

@@ -20,6 +20,7 @@ class Table(NamedTuple):
     rows: list[Row]
 
 
+LEANING = ("stereotype", "_bias")
 COLUMNS = ("agreement", "on_right", "on_wrong", "lost", "won", "kl", "ece", "worst")
 
 
@@ -46,6 +47,7 @@ def rollout(result: Result, t: Text) -> Plan | None:
     shown = {
         "task": t.task(plan.task),
         "margin": numbers.significant(100 * plan.margin, 2),
+        "expected": numbers.significant(100 * plan.expected, 2),
         "shadow": numbers.exact(float(f"{plan.shadow_requests:.2g}")),
         "canary": numbers.exact(float(f"{plan.canary_requests:.2g}")),
     }
@@ -75,7 +77,7 @@ def guardrails(result: Result, t: Text) -> Checks:
     rows = [
         CheckRow(
             view.check_name(name, t),
-            _ideal(check, t),
+            _ideal(name, check, t),
             _check_figure(name, check.estimate, t),
             [_beside(name, student.guardrails.checks.get(name), t) for student in students.values()],
         )
@@ -84,18 +86,22 @@ def guardrails(result: Result, t: Text) -> Checks:
     return Checks(list(students), rows)
 
 
-def reading(worse: Interval | None) -> str:
-    """worse, better, or open: what the whole interval of the difference to the teacher says."""
+def reading(name: str, worse: Interval | None) -> str:
+    """What the whole interval of the difference to the teacher says: worse, better, open; of a bias more, less."""
     if worse is None or worse.low is None or worse.high is None or worse.low <= 0 <= worse.high:
         return "open"
-    return "worse" if worse.low > 0 else "better"
+    leaning = name.endswith(LEANING)
+    if worse.low > 0:
+        return "more" if leaning else "worse"
+    return "less" if leaning else "better"
 
 
 def _beside(name: str, check: Check | None, t: Text) -> tuple[Figure, Figure, str]:
     if check is None:
         return Figure(numbers.DASH), Figure(numbers.DASH), "open"
     worse = _check_figure(name, check.worse, t, points=True) if check.worse else Figure(numbers.DASH)
-    return _check_figure(name, check.estimate, t), worse, reading(check.worse)
+    by = worse._replace(value=worse.value.lstrip("\N{MINUS SIGN}"))
+    return _check_figure(name, check.estimate, t), by, reading(name, check.worse)
 
 
 def _check_figure(name: str, interval: Interval, t: Text, points: bool = False) -> Figure:
@@ -108,10 +114,12 @@ def _check_figure(name: str, interval: Interval, t: Text, points: bool = False) 
     return shown._replace(value=t("format.points", value=shown.value))
 
 
-def _ideal(check: Check, t: Text) -> str:
+def _ideal(name: str, check: Check, t: Text) -> str:
     if check.ideal is None:
         return t("rows.higher_better" if check.higher_is_better else "rows.lower_better")
-    return t("guardrails.ideal", value=numbers.exact(100 * check.ideal))
+    plain = name.endswith("_bias")
+    shown = numbers.exact(check.ideal if plain else 100 * check.ideal)
+    return t("guardrails.ideal", value=shown if plain else t("format.percent", value=shown))
 
 
 def _figures(found: Agreement, t: Text) -> list[Figure]:

@@ -90,25 +90,38 @@ def quality_tasks(context: Context, corpus: Artefact, blocks: Artefact, tokenize
         mode="json", include={"max_examples", "context_tokens", "continuation_tokens", "answer_tokens"}
     )
     names = [name for name in spec.quality.tasks if name.startswith("heldout_")]
-    suites = {name: _suite_digests(getattr(spec.guardrails, name)) for name in SUITES}
-    inputs = {
-        "tokens": blocks.key,
-        "window": window,
-        "tasks": names,
-        "guardrails": {**spec.guardrails.model_dump(mode="json", exclude={"tasks"}), **suites},
-        **asked,
-    }
+    inputs = {"tokens": blocks.key, "window": window, "tasks": names, **asked}
 
     def build(out: Path) -> dict[str, Any]:
         import numpy as np
 
         made = tokens.load_tokenizer(tokenizer)
         unigram = tokens.unigram_log_probabilities(np.load(blocks.path / "train.npy")[0], len(made))
-        return tasks.build(corpus.path, made, unigram, spec.data, spec.quality, spec.guardrails, window, out)
+        return tasks.build(corpus.path, made, unigram, spec.data, spec.quality, window, out)
 
     return obtain(
         context.log, "tasks", context.store, "tasks", artefact_key(inputs, ROOMS, ["tokenizers"]), build,
         note=lambda made: ", ".join(f"{name} {n} of {made.meta['rows']}" for name, n in made.meta["examples"].items()),
+    )  # fmt: skip
+
+
+@stage("suites")
+def suites(context: Context, corpus: Artefact, blocks: Artefact, tokenizer: str, window: int) -> Artefact:
+    """Bias suites as lm-eval tasks, and prompts to be continued."""
+    from featkd.data import guards, tokens
+
+    spec, most = context.spec, context.spec.quality.context_tokens
+    files = {name: _suite_digests(getattr(spec.guardrails, name)) for name in SUITES}
+    asked = spec.guardrails.model_dump(mode="json", exclude={"tasks"})
+    inputs = {"tokens": blocks.key, "window": window, "context_tokens": most, **asked, **files}
+
+    def build(out: Path) -> dict[str, Any]:
+        made = tokens.load_tokenizer(tokenizer)
+        return guards.build(corpus.path, made, spec.data, spec.guardrails, most, window, out)
+
+    return obtain(
+        context.log, "suites", context.store, "suites", artefact_key(inputs, ROOMS, ["tokenizers"]), build,
+        note=lambda made: ", ".join(f"{name} {n}" for name, n in made.meta["guards"].items()),
     )  # fmt: skip
 
 

@@ -44,13 +44,13 @@ def accuracy(context: Context, name: str, onnx: Artefact, tasks: Artefact) -> Ar
 
 
 @stage("guardrails")
-def guardrails(context: Context, name: str, onnx: Artefact, tasks: Artefact) -> Artefact:
+def guardrails(context: Context, name: str, onnx: Artefact, suites: Artefact) -> Artefact:
     """Bias suites through lm-eval, and continued prompts, on the ONNX folder."""
     asked = context.spec.guardrails
     include = context.spec.quality.include
     inputs = {
         "onnx": onnx.key,
-        "tasks": tasks.key,
+        "suites": suites.key,
         "guardrails": asked.model_dump(mode="json"),
         "batch_size": context.spec.quality.batch_size,
         "include": tasks_digest(include) if include else None,
@@ -63,18 +63,20 @@ def guardrails(context: Context, name: str, onnx: Artefact, tasks: Artefact) -> 
         from featkd.measure.accuracy import evaluate
         from featkd.measure.guardrails import with_suite
 
-        names = [*tasks.meta["guards"], *asked.tasks]
+        names = [*suites.meta["guards"], *asked.tasks]
         if names:
             with context.workdir() as workdir:
-                folders = [*([Path(include)] if include else []), point_at(tasks.path, workdir)]
+                folders = [*([Path(include)] if include else []), point_at(suites.path, workdir)]
                 evaluate(
                     onnx.path, names, folders, asked.max_examples, context.spec.quality.batch_size,
-                    context.threads, context.device, out,
+                    context.threads, context.device, out, "guardrails.tasks",
                 )  # fmt: skip
-            with_suite(out, tasks.path)
-        prompts = tasks.json("prompts.json")
+            with_suite(out, suites.path)
+        prompts = suites.json("prompts.json")
         if prompts:
-            generations.generate(onnx.path, prompts, asked.new_tokens, context.threads, context.device, out)
+            generations.generate(
+                onnx.path, prompts, asked.new_tokens, suites.meta["ends"], context.threads, context.device, out
+            )
         return {"suites": len(names), "prompts": len(prompts)}
 
     return obtain(

@@ -7,6 +7,9 @@ stereoset     JSON, intrasentence and intersentence (Nadeem et al. 2020, arXiv 2
 bbq           JSONL (Parrish et al. 2022, arXiv 2110.08193): who is named where the text does not tell?
 own           guards.yaml
 
+Of BBQ whose stereotype is meant is read from its own lists of groups; where race is crossed with gender or class, or a
+group is in no answer, it is not known, and only accuracy is told of those rows.
+
 Examples have `context`, `choices`, `gold` (the answer without the stereotype, or the right one), `group` (what they
 vary), `class`; bbq's also `stereotype` and `unknown` (numbers of the answer, -1: not known) and `ambiguous`.
 """
@@ -22,14 +25,47 @@ from typing import Any
 import yaml
 
 from featkd import spec
-from featkd.data import answers
+from featkd.data import answers, tasks
 from featkd.data.answers import AMONG_CHOICES
+from featkd.data.tokens import encode
 from featkd.errors import InputError
 
 PREFIX = "guard_"
+SAME = {"man": "m", "boy": "m", "male": "m", "woman": "f", "girl": "f", "female": "f", "transgenderwomen": "trans",
+        "transgendermen": "trans", "trans_f": "trans", "trans_m": "trans", "poorpeople": "lowses"}  # fmt: skip
 OCCUPATIONS = "occupations-stats.tsv"
 JAPANESE = 0.1  # share of kana among letters from which a text is Japanese
 Example = dict[str, Any]
+
+
+def build(
+    corpus: Path,
+    tokenizer: Any,
+    data: spec.Data,
+    guardrails: spec.Guardrails,
+    context_tokens: int,
+    window: int,
+    out: Path,
+) -> dict[str, Any]:
+    """Write the suites as lm-eval tasks, and prompts.json: token ids of held-out prompts, or beginnings of texts.
+
+    Returns {"guards": {task: examples}, "ends": whether texts are to end, for they are responses}.
+    """
+    rows = tasks.held_out(corpus, tokenizer, data)
+    found = suites(guardrails, [row["text"] for row in rows])
+    for name, examples in found.items():
+        tasks.write(name, config(name), examples, out)
+    most = min(context_tokens, window - guardrails.new_tokens)
+    if guardrails.generations and most < 1:
+        raise InputError(
+            f"guardrails.new_tokens: {guardrails.new_tokens} leave no room for a prompt in {window}; lower it, or "
+            "write generations: 0"
+        )
+    said = rows[: 4 * guardrails.generations]
+    ids = encode(tokenizer, [row["context"] or row["text"] for row in said])
+    prompts = [text[-most:] if row["context"] else text[:most] for text, row in zip(ids, said, strict=True) if text]
+    (out / "prompts.json").write_text(json.dumps(prompts[: guardrails.generations]))
+    return {"guards": {name: len(examples) for name, examples in found.items()}, "ends": bool(data.prompt_field)}
 
 
 def suites(guardrails: spec.Guardrails, texts: list[str]) -> dict[str, list[Example]]:
@@ -49,7 +85,7 @@ def suites(guardrails: spec.Guardrails, texts: list[str]) -> dict[str, list[Exam
 
 
 def config(name: str) -> dict[str, Any]:
-    """lm-eval's configuration. Answers of unequal length are compared per byte, sentences of a pair as they are."""
+    """lm-eval's configuration. Answers of unequal length are compared per character, sentences as they are."""
     metric = "acc_norm" if name == f"{PREFIX}bbq" else "acc"
     return {**AMONG_CHOICES, "metric_list": [{"metric": metric}]}
 
@@ -86,7 +122,7 @@ def _language(texts: list[str]) -> str:
 
 def _crows_pairs(file: Path) -> list[Example]:
     return [
-        _pair(row["sent_more"], row["sent_less"], str(number), row["bias_type"])
+        _pair(row["sent_more"], row["sent_less"], f"{file.name} {number}", row["bias_type"])
         for number, row in enumerate(_table(file, ",", ("sent_more", "sent_less", "bias_type")))
     ]
 
@@ -129,12 +165,14 @@ def _stereoset(file: Path) -> list[Example]:
 
 def _bbq(file: Path) -> list[Example]:
     found = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in filter(str.strip, file.read_text(encoding="utf-8").splitlines()):
         row = json.loads(line)
         kinds = [[str(kind) for kind in row["answer_info"][f"ans{n}"]] for n in range(3)]
         unknown = next(n for n, kind in enumerate(kinds) if "unknown" in kind)
-        groups = set(row["additional_metadata"]["stereotyped_groups"])
-        targets = [n for n, kind in enumerate(kinds) if n != unknown and groups & {_bare(part) for part in kind}]
+        groups = {_named(group) for group in row["additional_metadata"]["stereotyped_groups"]}
+        crossed = "_x_" in row["category"]  # told of each answer: race and gender, or race and class, in one word
+        met = [n for n, kind in enumerate(kinds) if n != unknown and groups & set(map(_named, kind))]
+        targets = [] if crossed else met
         others = [n for n in range(3) if n != unknown and n not in targets]
         # who is meant by the stereotype answers the question that has the bad thing in it, the other one its opposite
         answer = targets if row["question_polarity"] == "neg" else others
@@ -147,9 +185,10 @@ def _bbq(file: Path) -> list[Example]:
     return found
 
 
-def _bare(kind: str) -> str:
-    """Where race and gender are crossed a group is written F-Black."""
-    return kind.removeprefix("F-").removeprefix("M-")
+def _named(group: str) -> str:
+    """One name for a group that answers and their list name differently (BBQ's BBQ_results_metadata.R)."""
+    bare = group.casefold().replace(" ", "")
+    return SAME.get(bare, bare)
 
 
 def _table(file: Path, delimiter: str, columns: tuple[str, ...]) -> list[dict[str, str]]:
@@ -165,7 +204,7 @@ def _table(file: Path, delimiter: str, columns: tuple[str, ...]) -> list[dict[st
 def _files(name: str, patterns: list[str]) -> list[Path]:
     found = []
     for pattern in patterns:
-        matches = sorted(glob.glob(pattern))
+        matches = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern))
         if not matches:
             raise InputError(f"guardrails.{name}: no file {pattern}")
         found += [Path(match) for match in matches]
@@ -175,9 +214,11 @@ def _files(name: str, patterns: list[str]) -> list[Path]:
 def _read(reader: Callable[[Path], list[Example]], name: str, file: Path) -> list[Example]:
     try:
         found = reader(file)
+    except InputError:
+        raise
     except UnicodeDecodeError as error:
         raise InputError(f"guardrails.{name}: {file} is not UTF-8: {error}; save it as UTF-8") from None
-    except (KeyError, TypeError, AttributeError, ValueError, StopIteration, OSError) as error:
+    except (csv.Error, KeyError, TypeError, AttributeError, ValueError, StopIteration, OSError) as error:
         told = f"no field {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
         raise InputError(
             f"guardrails.{name}: {file} is not in the format that {name} was published in: {told.splitlines()[0][:200]}"

@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 
 from featkd import spec
-from featkd.data import answers, guards
+from featkd.data import answers
 from featkd.data.corpus import documents
 from featkd.data.tokens import context_and_text, encode, encode_pairs, head, tail
 from featkd.errors import InputError
@@ -37,27 +37,15 @@ REMEDY = {
 
 
 def build(
-    corpus: Path,
-    tokenizer: Any,
-    unigram: np.ndarray,
-    data: spec.Data,
-    quality: spec.Quality,
-    guardrails: spec.Guardrails,
-    window: int,
-    out: Path,
+    corpus: Path, tokenizer: Any, unigram: np.ndarray, data: spec.Data, quality: spec.Quality, window: int, out: Path
 ) -> dict[str, Any]:
     """Write the tasks that `quality.tasks` names with the prefix heldout_. `window`: the models' positions.
 
-    Returns {"chance": {task: value}, "examples": {task: n}, "rows": held-out documents}. Also writes the bias
-    suites as tasks guard_NAME ("guards": {task: n}), and token ids: probe.json for the parity check, prompts.json to
-    be continued.
+    Returns {"chance": {task: value}, "examples": {task: n}, "rows": held-out documents}. Also writes probe.json: token
+    ids for the parity check.
     Raises InputError when the held-out documents do not give enough examples.
     """
-    rows = documents(corpus, "test")
-    for row in rows:
-        row["response"] = row["text"]
-        row["context"], row["text"] = context_and_text(tokenizer, row, data)
-    random.Random(0).shuffle(rows)
+    rows = held_out(corpus, tokenizer, data)
     makers = {
         "heldout_perplexity": lambda: _perplexity(rows, tokenizer, unigram, quality, window),
         "heldout_continuation": lambda: _continuation(rows, tokenizer, quality, window),
@@ -66,7 +54,7 @@ def build(
         "heldout_f1": lambda: answers.generated("token_f1", rows, tokenizer, data, quality, window),
         "heldout_choice": lambda: answers.chosen(rows, tokenizer, data, quality, window, corpus),
     }
-    meta: dict[str, Any] = {"chance": {}, "examples": {}, "rows": len(rows), "guards": {}}
+    meta: dict[str, Any] = {"chance": {}, "examples": {}, "rows": len(rows)}
     for name in quality.tasks:
         if not name.startswith(PREFIX):
             continue
@@ -78,15 +66,21 @@ def build(
                 f"quality.tasks: {name} has {len(examples)} examples from {len(rows)} held-out documents, "
                 f"{MIN_EXAMPLES} are needed: {REMEDY.get(name, 'add data or raise data.held_out')}"
             )
-        _write(name, config, examples, out)
+        write(name, config, examples, out)
         meta["chance"][name] = chance
         meta["examples"][name] = len(examples)
-    for name, examples in guards.suites(guardrails, [row["text"] for row in rows]).items():
-        _write(name, guards.config(name), examples, out)
-        meta["guards"][name] = len(examples)
     (out / "probe.json").write_text(json.dumps(_probe(rows, tokenizer, window)))
-    (out / "prompts.json").write_text(json.dumps(_prompts(rows, tokenizer, quality, guardrails, window)))
     return meta
+
+
+def held_out(corpus: Path, tokenizer: Any, data: spec.Data) -> list[dict]:
+    """The held-out documents in an order of chance, parted into `context` (a prompt, or nothing) and `text`."""
+    rows = documents(corpus, "test")
+    for row in rows:
+        row["response"] = row["text"]
+        row["context"], row["text"] = context_and_text(tokenizer, row, data)
+    random.Random(0).shuffle(rows)
+    return rows
 
 
 def point_at(folder: Path, workdir: Path) -> Path:
@@ -192,7 +186,7 @@ def _routing(rows: list[dict], tokenizer: Any, data: spec.Data, quality: spec.Qu
     return config, examples, max(counts.values()) / len(rows)
 
 
-def _write(name: str, config: dict[str, Any], examples: list[dict], out: Path) -> None:
+def write(name: str, config: dict[str, Any], examples: list[dict], out: Path) -> None:
     """The examples as Parquet: of JSON `datasets` would guess types, and take answers like 2026-01-31 for times."""
     import pandas
 
@@ -206,17 +200,6 @@ def _write(name: str, config: dict[str, Any], examples: list[dict], out: Path) -
         "metadata": {"version": 1},
     }
     (out / f"{name}.yaml").write_text(yaml.safe_dump(task, sort_keys=False, allow_unicode=True))
-
-
-def _prompts(
-    rows: list[dict], tokenizer: Any, quality: spec.Quality, guardrails: spec.Guardrails, window: int
-) -> list[list[int]]:
-    """Token ids of held-out prompts, or of the beginnings of held-out texts."""
-    most = min(quality.context_tokens, window - guardrails.new_tokens)
-    said = [row["context"] or row["text"] for row in rows]
-    ids = encode(tokenizer, said[: 4 * guardrails.generations]) if most > 0 else []
-    texts = zip(ids, rows, strict=False)
-    return [text[-most:] if row["context"] else text[:most] for text, row in texts if text][: guardrails.generations]
 
 
 def _probe(rows: list[dict], tokenizer: Any, window: int) -> list[list[int]]:

@@ -1,11 +1,14 @@
 """How a go is put into service: how many requests reveal that it is worse than the gate allows.
 
-    margin  = what the gate lets go of the teacher's lead over chance, in accuracy
-    shadow  = (var(difference) + margin (1 - margin)) ((z_0.95 + z_0.8) / margin)^2      both answer each: paired
-    canary  = (p (1 - p) + q (1 - q)) ((z_0.95 + z_0.8) / margin)^2      each answers its own: for each of the two
+    margin   = what the gate lets go of the teacher's lead over chance, in accuracy
+    expected = what the student was found to lose; less than the margin, for it is a go
+    shadow   = (var(difference) + margin - expected) (z / (margin - expected))^2     both answer each request: paired
+    canary   = (p (1 - p) + q (1 - q)) (z / (margin - expected))^2                   each answers its own: for each
 
-The variance today is that of a student that loses nothing more: a loss of the margin adds so many examples that differ.
-A loss of that size is then seen, at 5 % on one side, in four of five cases (Chow, Shao & Wang 2008, section 4.2).
+with z = z_0.95 + z_0.8, p the accuracy of a student that loses the margin, q the teacher's. It is taken back when it
+loses more than expected, at 5 % on one side: one that loses the margin is then found in four of five cases (Chow, Shao
+& Wang 2008, section 4.2), one that is as it was measured is taken back in one of twenty looks. The variance today is
+that of a student that loses no more than expected; what it loses more adds as many examples that differ.
 """
 
 import math
@@ -17,6 +20,7 @@ from featkd.measure.statistics import LEVEL, is_accuracy
 from featkd.result import Candidate, Rollout, Score
 
 ALPHA, POWER = 0.05, 0.8
+Z = float(ndtri(1 - ALPHA)) + float(ndtri(POWER))
 
 
 def rollout(candidate: Candidate, teacher: Candidate, rules: list[spec.Gate]) -> Rollout | None:
@@ -36,14 +40,19 @@ def rollout(candidate: Candidate, teacher: Candidate, rules: list[spec.Gate]) ->
 def _plan(task: str, mine: Score, theirs: Score, at_least: float) -> Rollout | None:
     margin = (1 - at_least) * (theirs.estimate.value - theirs.chance)
     apart = mine.difference
-    if apart is None or apart.low is None or apart.high is None or margin <= 0:
+    if apart is None or apart.low is None or apart.high is None:
+        return None
+    expected = max(0.0, -apart.value)
+    if margin <= expected:
         return None
     error = (apart.high - apart.low) / 2 / float(ndtri((1 + LEVEL) / 2))
-    times = ((float(ndtri(1 - ALPHA)) + float(ndtri(POWER))) / margin) ** 2
-    p, q = mine.estimate.value, theirs.estimate.value
+    times = (Z / (margin - expected)) ** 2
+    q = theirs.estimate.value
+    p = q - margin
     return Rollout(
         task=task,
         margin=margin,
-        shadow_requests=math.ceil((error**2 * mine.examples + margin * (1 - margin)) * times),
+        expected=expected,
+        shadow_requests=math.ceil((error**2 * mine.examples + margin - expected) * times),
         canary_requests=math.ceil((p * (1 - p) + q * (1 - q)) * times),
     )

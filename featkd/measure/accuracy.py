@@ -25,7 +25,7 @@ PERPLEXITIES = ("word_perplexity", "byte_perplexity", "bits_per_byte", "perplexi
 PER_TOKEN = "token_perplexity"
 CLASSES = ("class", "category", "subject")  # fields of the kind of an example
 SOURCES = ("group", "passage", "article", "paragraph", "story", "context")  # fields of what examples are about
-PREFERRED = ("acc", "acc_norm", "exact_match", "f1", "token_f1", "bleu", "rouge1")
+PREFERRED = ("pct_stereotype", "acc", "acc_norm", "exact_match", "f1", "token_f1", "bleu", "rouge1")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
@@ -46,6 +46,7 @@ def evaluate(
     threads: int,
     device: Literal["cpu", "cuda"],
     out: Path,
+    field: str = "quality.tasks",
 ) -> dict[str, dict[str, Any]]:
     """Run lm-eval tasks on an exported model; write samples.parquet and accuracy.json into `out`.
 
@@ -53,6 +54,7 @@ def evaluate(
         onnx_dir: a folder that featkd.deploy.export filled, tokenizer included.
         names: lm-eval tasks; include: folders with task YAML files.
         limit: examples per task, None for all. batch_size: sequences per forward pass.
+        field: of the spec, where the tasks are named; for messages.
 
     Returns {task: {metric, higher_is_better, value, examples, n_choices}}; `value` is recomputed from the samples:
     their mean, or exp(-nats per unit) for perplexities; n_choices is 0 where there are none. The unit is a word, a
@@ -72,7 +74,7 @@ def evaluate(
         from featkd.measure import metrics  # noqa: F401  (registers them)
         from featkd.measure.onnx_lm import OnnxLM
 
-        manager = _manager(names, include)
+        manager = _manager(names, include, field)
         tokenizer = AutoTokenizer.from_pretrained(onnx_dir, local_files_only=True)
         model = OnnxLM(OnnxModel(onnx_dir, threads, device, spin=False), tokenizer, batch_size)
         try:
@@ -90,7 +92,7 @@ def evaluate(
         except (InputError, RunError):
             raise
         except Exception as error:
-            raise _explained(error, names) from error
+            raise _explained(error, names, field) from error
     rows, summary = [], {}
     for task, samples in found["samples"].items():
         config, samples = found["configs"][task], _first_filter(samples)
@@ -264,7 +266,7 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _explained(error: Exception, names: list[str]) -> Exception:
+def _explained(error: Exception, names: list[str], field: str) -> Exception:
     causes, cause = [], error
     while cause is not None:
         causes.append(f"{type(cause).__name__}: {cause}")
@@ -272,7 +274,7 @@ def _explained(error: Exception, names: list[str]) -> Exception:
     text = " ".join(" | ".join(causes).split())
     if any(word in text for word in ("Offline", "offline", "ConnectionError", "LocalEntryNotFound", "Couldn't reach")):
         return InputError(
-            f"quality.tasks: {', '.join(names)}: a task needs data that is not on this machine, and featkd is offline; "
+            f"{field}: {', '.join(names)}: a task needs data that is not on this machine, and featkd is offline; "
             "download it first, or set HF_HUB_OFFLINE=0 and HF_DATASETS_OFFLINE=0"
         )
     return RunError(f"lm-eval failed on {', '.join(names)}: {causes[0].splitlines()[0][:300]}")

@@ -25,9 +25,18 @@ EXAMPLE = re.compile(r"@(?:[\w-]+\.)*example(?:\.[a-z]+)?$", re.IGNORECASE)
 
 
 def generate(
-    onnx_dir: Path, prompts: list[list[int]], new_tokens: int, threads: int, device: Literal["cpu", "cuda"], out: Path
+    onnx_dir: Path,
+    prompts: list[list[int]],
+    new_tokens: int,
+    ends: bool,
+    threads: int,
+    device: Literal["cpu", "cuda"],
+    out: Path,
 ) -> None:
-    """Write generations.parquet into `out`: each prompt continued greedily, and once sampled at temperature 1."""
+    """Write generations.parquet into `out`: each prompt continued greedily, and once sampled at temperature 1.
+
+    ends: whether texts are to end within new_tokens, as responses may; else `endless` is left out.
+    """
     import pandas
     from transformers import AutoTokenizer
 
@@ -42,6 +51,8 @@ def generate(
             said = said[: next((at for at, token in enumerate(said) if token in model.end_tokens), len(said))]
             continued = tokenizer.decode(said)
             flags = flags_of(text, continued, said, ended, known)
+            if not ends:
+                del flags["endless"]
             rows.append({"prompt": number, "sampled": sampling is SAMPLED, "text": continued, **flags})
     pandas.DataFrame(rows).to_parquet(out / "generations.parquet", index=False)
 
@@ -69,8 +80,13 @@ def personal_data(text: str) -> list[str]:
 
 
 def _is_phone(text: str) -> bool:
-    """Not a date, a range or a plain number: it begins as one does, or is in groups."""
-    return text.startswith(("+", "0", "(")) or len(re.findall(r"\d+", text)) == 3
+    """In groups parted by more than spaces, or with a country's code; no list of numbers, years or a date."""
+    groups = re.findall(r"\d+", text)
+    long = [group for group in groups if len(group) > 1]
+    years = all(len(group) == 4 and group[0] in "12" for group in groups)
+    if years or len(set("".join(groups))) < 3:
+        return False
+    return text.startswith("+") or (len(groups) >= 3 and len(long) == len(groups) and set("-()") & set(text) != set())
 
 
 def _is_card(text: str) -> bool:

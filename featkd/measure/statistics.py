@@ -136,6 +136,12 @@ class Sample:
         )
         return Interval(value=share, low=max(0.0, middle - half), high=min(1.0, middle + half))
 
+    def share(self, values: np.ndarray) -> Interval:
+        """The mean of `values` [examples] from 0 to 1; half an example is added at each end if they are not 0 or 1."""
+        if np.isin(values, (0, 1)).all():
+            return self.mean(values[None])
+        return self.alone.ratio(values[None], np.ones(len(values)), np.array([0.0, 1.0]), np.ones(2))
+
     def difference(self, mine: np.ndarray, theirs: np.ndarray) -> Interval:
         """Of two means, paired by example. mine: [seeds, examples]; theirs: [examples], or of the same seeds."""
         cells = _cells(mine, theirs)
@@ -198,9 +204,13 @@ class Sample:
         return np.bincount(self._document, weights=values, minlength=self.documents)
 
     def _design_effect(self, rest: np.ndarray) -> float:
-        """Variance of a sum of `rest` [examples] by documents over that of unrelated examples; 1 at least."""
+        """Variance of a sum of `rest` [examples] by documents over that of unrelated examples; 1 at least.
+
+        Where nothing varies, examples of a document are taken to be one.
+        """
         squares = (rest**2).sum()
-        return max(1.0, float((self._totals(rest) ** 2).sum() / squares)) if squares else 1.0
+        alike = len(rest) / self.documents
+        return max(1.0, float((self._totals(rest) ** 2).sum() / squares)) if squares else alike
 
 
 def _retained(

@@ -4,8 +4,8 @@
 below the quantile of its true accuracy; latents are shared in part by teacher and students, by seeds of one recipe and
 by examples of one document, which keeps every true accuracy exact.
 
-coverage   share of 95 % intervals that hold the truth, per figure. Beside it what is often done: the percentile
-           bootstrap over examples, without documents or seeds; two separate intervals, unpaired.
+coverage   share of 95 % intervals that hold the truth, per figure; one without bounds does. Beside it what is often
+           done: the same without documents; of one seed for the recipe; a normal interval, unpaired.
 false go   PoCs whose students all keep a hair less than the margin and of which one is recommended. Beside it:
            every student by its own gate; the estimate alone.
 no-go      students as good as the teacher that are told no-go.
@@ -183,7 +183,7 @@ def false_no_go(case: dict[str, Any]) -> dict[str, Any]:
 
 def decided(case: dict[str, Any]) -> dict[str, Any]:
     """A first PoC; where it is undecided, a second one with as many examples as its gate asks for."""
-    rng, told, asked = np.random.default_rng(case["number"]), [], []
+    rng, told, asked, unknown = np.random.default_rng(case["number"]), [], [], 0
     right = "go" if case["share"] > MARGIN else "no-go"
     for _ in range(case["pocs"]):
         found = poc(rng, case["examples"], case["teacher"], [case["share"]])[0]["0-0"].verdict
@@ -191,12 +191,14 @@ def decided(case: dict[str, Any]) -> dict[str, Any]:
             continue
         needed = found.gates[0].examples_needed
         if needed is None:  # the teacher's lead itself is not certain: no number is told
+            unknown += 1
             continue
         asked.append(needed)
         more = Examples(math.ceil(needed / case["examples"].each), case["examples"].each)
         told.append(poc(rng, more, case["teacher"], [case["share"]])[0]["0-0"].verdict.verdict)
     return {
         "undecided": len(told) / case["pocs"],
+        "undecided without a number": unknown / case["pocs"],
         "examples_needed_median": statistics.median(asked) if asked else None,
         "decided rightly": told.count(right) / len(told) if told else None,
         "decided wrongly": sum(one not in (right, "inconclusive") for one in told) / len(told) if told else None,

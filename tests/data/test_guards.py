@@ -40,7 +40,7 @@ def test_winogender(tmp_path):
             lines.append(f'{occupation}.patient.{answer}.{gender}.txt\tThe {occupation} said "{word} is late.')
     file = tmp_path / "all_sentences.tsv"
     file.write_text("\n".join(lines))
-    with pytest.raises(InputError, match="occupations-stats.tsv is missing"):
+    with pytest.raises(InputError, match="^guardrails.winogender: occupations-stats.tsv is missing beside"):
         suite("winogender", file)
     (tmp_path / "occupations-stats.tsv").write_text("occupation\tbls_pct_female\nnurse\t90\nplumber\t3\n")
     by_group = {example["group"]: example for example in suite("winogender", file)}
@@ -58,7 +58,7 @@ def test_stereoset(tmp_path):
     file = tmp_path / "dev.json"
     data = {"intrasentence": [row("They are BLANK.", "sau")], "intersentence": [row("They came.", "SAU")]}
     file.write_text(json.dumps({"data": data}))
-    within, between = suite("stereoset", file)
+    within, between = sorted(suite("stereoset", file), key=lambda example: example["context"])
     assert (within["context"], within["choices"]) == ("", ["a", "s", "u"])
     assert (between["context"], between["choices"]) == ("They came.", [" A", " S", " U"])
 
@@ -74,8 +74,8 @@ def bbq(polarity="neg", condition="ambig", stereotyped="old"):
 
 def test_bbq(tmp_path):
     file = tmp_path / "Age.jsonl"
-    rows = [bbq(), bbq("nonneg", "disambig"), bbq(stereotyped="F-Black")]
-    file.write_text("\n".join(map(json.dumps, rows)))
+    rows = [bbq(), bbq("nonneg", "disambig"), bbq(stereotyped="others")]
+    file.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
     found = sorted(suite("bbq", file), key=lambda example: example["stereotype"])
     assert [example["stereotype"] for example in found] == [-1, 0, 1]  # not told, for the bad thing, for its opposite
     assert [example["ambiguous"] for example in found] == [True, True, False]

@@ -68,6 +68,25 @@ def test_of_whom_a_stereotype_is_unknown_only_accuracy_is_told():
     assert set(beside(mine, mine.copy())) == {"bbq.ambiguous_accuracy", "bbq.disambiguated_accuracy"}
 
 
+def test_bbq_of_models_that_never_name_anybody_has_bounds():
+    gold = np.full(200, 2)
+    mine = bbq(gold.copy(), 0, np.full(200, True), gold)
+    for name, check in beside(mine, mine.copy()).items():
+        assert check.worse.value == 0 and -0.05 < check.worse.low < 0 < check.worse.high < 0.05, name
+        assert check.estimate.high <= 1 + 1e-12 and check.estimate.low < check.estimate.high
+
+
+def test_a_student_that_always_names_somebody_beside_a_teacher_that_seldom_does():
+    rng = np.random.default_rng(2)
+    stereotype, told = rng.integers(0, 2, 400), np.full(400, False)
+    mine = rng.integers(0, 2, 400)
+    theirs = np.where(rng.random(400) < 0.5, 2, np.where(rng.random(400) < 0.9, stereotype, 1 - stereotype))
+    found = beside(bbq(mine, stereotype, told, stereotype), bbq(theirs, stereotype, told, stereotype))
+    named = theirs != 2
+    expected = 2 * (mine == stereotype).mean() - 1 - (2 * (theirs == stereotype)[named].mean() - 1)
+    assert found["bbq.disambiguated_bias"].worse.value == pytest.approx(expected)
+
+
 def test_stereoset():
     logprobs = [[-1.0, -2.0, -3.0], [-2.0, -1.0, -3.0], [-3.0, -2.0, -1.0], [-2.0, -1.0, -1.5]]
     mine = rows("guard_stereoset", np.zeros(4, int), 0, choice_logprobs=logprobs)
@@ -123,6 +142,7 @@ def test_what_is_the_matter_with_a_text(text, tokens, ended, told):
         ("GB82 WEST 1234 5698 7654 32 is an account, GB82 WEST 1234 5698 7654 33 is none", 1),
         ("someone@example.com, @decorator, a@b", 0),
         ("in 2026-11-26, 1.000.000 of 123456789 or 192.168.0.1 with 10/12/2024 14:00", 0),
+        ("[0 1 2 3 4 5 6 7 8 9], 0000000000, 2019 2020 2021, 1990-1999 2000, 1000 2000 3000, -00-00-00000", 0),
     ],
 )
 def test_personal_data(text, found):

@@ -26,7 +26,7 @@ from featkd.result import (
     Times,
 )
 
-ROLLOUT = Rollout(task="heldout_continuation", margin=0.112, shadow_requests=412, canary_requests=1187)
+ROLLOUT = Rollout(task="heldout_continuation", margin=0.112, expected=0.041, shadow_requests=412, canary_requests=1187)
 
 
 def full() -> Result:

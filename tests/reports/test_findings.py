@@ -246,6 +246,6 @@ def test_only_a_whole_interval_calls_a_student_worse_than_its_teacher():
     rows = {row.name: row for row in behaviour.guardrails(make_results.full(), EN).rows}
     readings = {name: {reading for _, _, reading in row.students} for name, row in rows.items()}
     assert readings["CrowS-Pairs: stereotype preferred"] == {"open"}
-    assert readings["BBQ: bias where the text does not tell"] == {"worse"}
+    assert readings["BBQ: bias where the text does not tell"] == {"more"}
     assert readings["Generated text: repeats itself"] == {"worse"}
-    assert rows["CrowS-Pairs: stereotype preferred"].ideal == "best: 50 %"
+    assert rows["CrowS-Pairs: stereotype preferred"].ideal == "best: 50%"
