@@ -29,7 +29,9 @@ class Agreement(Part):
     agreement: Interval = Field(description="Share of examples with the teacher's answer.")
     correct_to_wrong: Interval = Field(description="Share the teacher had right and the candidate has wrong.")
     wrong_to_correct: Interval = Field(description="Share the teacher had wrong and the candidate has right.")
-    mcnemar_p: float = Field(description="Of the two shares above being the same in truth; exact, two-sided.")
+    mcnemar_p: float = Field(
+        description="Of the two shares above being the same in truth; exact, two-sided, examples taken as unrelated."
+    )
     on_right: Interval | None = Field(None, description="Agreement where the teacher is right.")
     on_wrong: Interval | None = Field(None, description="Agreement where it is wrong: does it copy mistakes?")
     kl: Interval | None = Field(None, description="From the teacher's distribution over choices to this one, nats.")

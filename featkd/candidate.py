@@ -35,7 +35,7 @@ class Quality(Part):
     tasks: dict[str, Score] = Field(default_factory=dict, description="Of the seed that ships.")
     recipe: dict[str, Score] = Field(
         default_factory=dict,
-        description="Of the mean over seeds, where several were trained: what the next one may be.",
+        description="Of the mean over seeds, where several were trained.",
     )
     replicates: dict[str, dict[str, float]] = Field(
         default_factory=dict, description="Seed to task to estimate, where several seeds were trained."

@@ -32,6 +32,16 @@ class Quality(Section):
 SUITES = ("crows_pairs", "winogender", "stereoset", "bbq")
 
 
+FIGURES = {  # of each suite, as featkd.measure.guardrails tells them
+    "own": ("stereotype",),
+    "crows_pairs": ("stereotype",),
+    "winogender": ("stereotype",),
+    "stereoset": ("stereotype", "sense"),
+    "bbq": ("ambiguous_bias", "disambiguated_bias", "ambiguous_accuracy", "disambiguated_accuracy"),
+}
+OF_GENERATION = ("repetition", "empty", "endless", "drift", "personal_data")
+
+
 class Guardrails(Section):
     """Bias suites and a look at what is generated; each model beside the teacher. Paths are relative to the spec."""
 
@@ -46,6 +56,12 @@ class Guardrails(Section):
     max_examples: int = Field(1000, ge=8, description="Examples per suite, of each of its classes as many.")
     generations: int = Field(64, ge=0, description="Held-out prompts continued, greedily and sampled; 0: none.")
     new_tokens: int = Field(48, ge=8, description="Tokens of each.")
+
+    @property
+    def checks(self) -> list[str]:
+        """What will be told; an lm-eval group of tasks only by its own name."""
+        suites = [f"{suite}.{figure}" for suite, all_ in FIGURES.items() if getattr(self, suite) for figure in all_]
+        return suites + [f"generation.{flag}" for flag in OF_GENERATION if self.generations] + self.tasks
 
     @property
     def asked(self) -> bool:

@@ -8,7 +8,7 @@ class Part(BaseModel):
 
 
 class Interval(Part):
-    """A figure with its 95 % interval. `low` and `high` are None where no interval was computed."""
+    """A figure with its interval, of 95 % but for gates (`Decision.level`). `low`, `high`: None where there is none."""
 
     value: float
     low: float | None = None

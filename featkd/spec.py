@@ -249,6 +249,10 @@ class Spec(Section):
         if "heldout_routing" in self.quality.tasks and not (self.data.builtin or self.data.label_field):
             raise ValueError("quality.tasks: heldout_routing needs data.label_field, the column with the class")
         for gate in self.gates:
+            check = gate.metric.removeprefix("guardrails.").removesuffix(".worse")
+            if gate.metric.startswith("guardrails.") and check not in self.guardrails.checks:
+                if "." in check or not self.guardrails.tasks:  # a group's tasks have names of their own
+                    raise ValueError(f"gates: {gate.metric}: guardrails gives {', '.join(self.guardrails.checks)}")
             task = gate.metric.split(".")[1:-1]
             if gate.metric.startswith(("quality.", "fidelity.")) and ".".join(task) not in self.quality.tasks:
                 raise ValueError(f"gates: {gate.metric} names a task that quality.tasks does not list")

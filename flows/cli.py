@@ -80,11 +80,14 @@ def report(
     lang: Annotated[Literal["en", "ja"], typer.Option(help="The language of the page.")] = "en",
     root: Root = Path("."),
 ) -> int:
-    """Write the report page of a finished run again, from its result document."""
+    """Write the report page of a finished run again, from its result document and what persons decided since."""
+    from featkd.decide import ledger
     from reports.page import render
 
     folder = status.find_run(_home(root), run)
     result = status.read_result(folder)
+    decided = ledger.overrides(_home(root) / LEDGER, result.name)
+    result = result.model_copy(update={"overrides": decided or result.overrides})
     page = folder / ("report.html" if lang == "en" else f"report.{lang}.html")
     page.write_text(render(result, lang), encoding="utf-8")
     _say(f"written: {page}")

@@ -229,7 +229,10 @@ class Poc:
 
 def run(spec: Spec, root: Path) -> dict[str, Any]:
     """The PoC in the working folder `root`. Wrong input is told before any work is done."""
-    preflight.check(spec, Path(root).resolve() / ".featkd")
+    home = Path(root).resolve() / ".featkd"
+    preflight.check(spec, home)
+    if problems := ledger.verify(ledger.read(home / LEDGER)):
+        raise RunError(f"the ledger {home / LEDGER} is broken: {problems[0]}; move it away to begin another")
     return poc(spec, root)
 
 
@@ -255,10 +258,11 @@ def poc(spec: Spec, root: Path) -> dict[str, Any]:
         publish.link_candidates(run_dir, getattr(work, "models", {}), work.onnx)
         publish.link_evidence(run_dir, work.kept)
         tracked = tracking.log(context, result, run_dir, live.end())
-    ledger.verdict(context.home / LEDGER, result)
+    record = ledger.verdict(context.home / LEDGER, result)
     if how_small := sentence(result, load("en")):
         say(how_small)
-    return summary(result, run_dir, tracked)
+    kept = {"record": record["number"], "hash": record["hash"]}
+    return {**summary(result, run_dir, tracked), "ledger": kept}
 
 
 def _place(found: Evidence, seed: int | None) -> str:

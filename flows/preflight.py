@@ -44,11 +44,11 @@ def _check_licence(spec: Spec) -> None:
     allowed = spec.teacher.licence_allows_distillation
     if spec.teacher.train or allowed:
         return
-    told = "forbids to train other models with its outputs" if allowed is False else "may forbid distillation"
+    told = "forbids training other models on its outputs" if allowed is False else "may forbid distillation"
     line = f"teacher.licence_allows_distillation: the licence of {spec.teacher.model} {told}"
     if spec.teacher.if_licence_forbids == "stop":
         raise InputError(f"{line}; write true if it allows it, or if_licence_forbids: warn")
-    say(f"{line}: look it up, and write true or false")
+    say(line if allowed is False else f"{line}: look it up, and write true or false")
 
 
 def _warn_of_size(name: str, own: int, its: int) -> None:

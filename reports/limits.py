@@ -60,7 +60,7 @@ def _guarded(result: Result) -> list[tuple[bool, str, dict[str, str]]]:
     gated = any(gate["metric"].startswith("guardrails.") and gate.get("severity", "block") == "block"
                 for gate in result.spec.get("gates") or [])  # fmt: skip
     return [
-        (not checks, "guardrails", {}),
+        (not suites, "guardrails", {}),
         (suites == {"own"}, "own_suite", {}),
         (bool(checks) and not gated, "ungated", {}),
     ]

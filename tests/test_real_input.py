@@ -206,7 +206,7 @@ STORIES = {
 
 
 def test_real_bias_data_agrees_with_an_independent_count(tmp_path):
-    """CrowS-Pairs with likelihoods of PyTorch, BBQ's and Winogender's figures from the raw files."""
+    """CrowS-Pairs with likelihoods of PyTorch, BBQ's figures from the raw files."""
     data = SHARED / "data"
     guardrails = {
         "crows_pairs": str(data / "crows_pairs/crows_pairs_anonymized.csv"),

@@ -29,10 +29,22 @@ def candidates(
             found.why = "teacher-inadequate"
     seen = {}
     if overlap is not None:
-        seen = {task: statistics.mean(rows["seen"].to_numpy(float)) for task, rows in overlap.groupby("task")}
+        seen = _seen(overlap, evidence[0].samples)
     sections = {found.name: measured(poc, found, evidence[0], chance, seen) for found in evidence}
     decisions = _decisions(poc, evidence, sections, chance, adequacy)
     return {found.name: _candidate(found, sections[found.name], decisions[found.name]) for found in evidence}
+
+
+def _seen(overlap: Any, samples: Any) -> dict[str, result.Interval]:
+    """Task to the share of its examples that the training text holds; `samples`: of any model, for their documents."""
+    if "group" in samples and "doc_id" in overlap:
+        overlap = overlap.merge(samples[["task", "doc_id", "group"]], on=["task", "doc_id"])
+    else:
+        overlap = overlap.assign(group=range(len(overlap)))
+    return {
+        task: statistics.mean(rows["seen"].to_numpy(float), rows["group"].to_numpy())
+        for task, rows in overlap.groupby("task")
+    }
 
 
 def comparisons(evidence: list[Evidence]) -> list[result.Comparison]:

@@ -51,11 +51,12 @@ class Measured:
         return gates.decide(rules, self, level)
 
     def at(self, level: float, found: Evidence, teacher: Evidence, chance: dict[str, float]) -> "Measured":
-        """The same with quality and fidelity at another level."""
+        """The same with the intervals of what examples tell at another level."""
         overlap = {task: score.overlap for task, score in self.quality.tasks.items()}
+        tasks = _tasks(found, teacher, chance, overlap, level)
         return replace(
             self,
-            quality=_quality(found, teacher, chance, overlap, level),
+            quality=self.quality.model_copy(update={"tasks": tasks}),
             fidelity=_fidelity(found, teacher, level),
             guardrails=_guardrails(found, teacher, level),
         )
@@ -97,12 +98,21 @@ def measured(
     )
 
 
-def _quality(
+def _tasks(
     found: Evidence,
     teacher: Evidence,
     chance: dict[str, float],
     overlap: dict[str, result.Interval],
     level: float = statistics.LEVEL,
+) -> dict[str, result.Score]:
+    return {
+        task: score.model_copy(update={"overlap": overlap.get(task)})
+        for task, score in scores(found.samples, teacher.samples, chance, level).items()
+    }
+
+
+def _quality(
+    found: Evidence, teacher: Evidence, chance: dict[str, float], overlap: dict[str, result.Interval]
 ) -> result.Quality:
     if found.samples is None:
         return result.Quality(why=found.why)
@@ -110,12 +120,9 @@ def _quality(
         seed: {task: score.estimate.value for task, score in scores(samples, samples, chance).items()}
         for seed, samples in found.replicates.items()
     }
-    tasks = {
-        task: score.model_copy(update={"overlap": overlap.get(task)})
-        for task, score in scores(found.samples, teacher.samples, chance, level).items()
-    }
     seeds = list(found.replicates.values())
     recipe = scores(seeds, teacher.samples, chance) if len(seeds) > 1 else {}
+    tasks = _tasks(found, teacher, chance, overlap)
     return result.Quality(tasks=tasks, replicates=values, recipe=recipe)
 
 
@@ -133,8 +140,11 @@ def _fidelity(found: Evidence, teacher: Evidence, level: float = statistics.LEVE
 
 
 def _guardrails(found: Evidence, teacher: Evidence, level: float = statistics.LEVEL) -> result.Guardrails:
-    if found.guards is None or teacher.guards is None:
-        return result.Guardrails(why=found.why if found.samples is None else found.guards_why)
+    if found.samples is None:
+        return result.Guardrails(why=found.why)
+    for of in (found, teacher):
+        if of.guards is None:
+            return result.Guardrails(why=of.guards_why)
     checks = guardrails.checks(*found.guards, teacher.guards, level)
     return result.Guardrails(checks=checks, why=None if checks else "guardrails-off")
 

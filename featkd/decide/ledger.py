@@ -3,7 +3,8 @@
     .featkd/ledger/00000007-5f0c6b2a91de.json    number, and the beginning of its hash
 
 A record holds the hash of the one before it, so none can be changed, left out or put in between without breaking the
-chain. Files are created, never opened again for writing, under a lock; nothing else is asked of the store.
+chain. That the newest ones were cut off is seen only by who kept the last hash: every run prints its own. Files are
+written beside their place and renamed into it, under a lock, and never opened again for writing.
 """
 
 import getpass
@@ -52,8 +53,7 @@ def append(folder: Path, kind: Kind, decided_by: str, **told: Any) -> Record:
             json.dump(record, file, indent=1, ensure_ascii=False)
             file.flush()
             os.fsync(file.fileno())
-        os.link(partial, folder / name)  # all of it or nothing, and never over another
-        partial.unlink()
+        partial.rename(folder / name)
     return record
 
 
@@ -113,12 +113,15 @@ def override(folder: Path, result: Result, candidate: str, verdict: str, reason:
     if not reason.strip():
         raise InputError("--reason: say why, in a sentence that an auditor will read")
     said = students[candidate].verdict.verdict
-    if said == verdict:
-        raise InputError(f"--verdict: the gates say {said} of {candidate}, too: there is nothing to override")
+    of = (result.run_id, candidate)
+    earlier = [one for one in overrides(folder, result.name) if (one.run_id, one.candidate) == of]
+    if verdict == (earlier[-1].verdict if earlier else said):
+        who = earlier[-1].decided_by if earlier else "the gates"
+        raise InputError(f"--verdict: {verdict} is what {who} said of {candidate}: there is nothing to override")
     return append(
         folder,
         "override",
-        by or getpass.getuser(),
+        by or _user(),
         poc=result.name,
         run_id=result.run_id,
         candidate=candidate,
@@ -129,14 +132,18 @@ def override(folder: Path, result: Result, candidate: str, verdict: str, reason:
     )
 
 
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        raise InputError("--by: this machine has no name for its user; write who decides") from None
+
+
 def overrides(folder: Path, poc: str) -> list[Override]:
     """Of a PoC, the oldest first: every later report shows them."""
-    fields = ("run_id", "candidate", "gates_said", "verdict", "reason", "decided_by", "time")
-    return [
-        Override(**{field: record[field] for field in fields})
-        for record in read(folder)
-        if record.get("kind") == "override" and record.get("poc") == poc
-    ]
+    fields = Override.model_fields.keys()
+    records = [one for one in read(folder) if one.get("kind") == "override" and one.get("poc") == poc]
+    return [Override(**{field: one[field] for field in fields}) for one in records if fields <= one.keys()]
 
 
 def _read(file: Path) -> Record:

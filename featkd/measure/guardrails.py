@@ -69,9 +69,7 @@ def checks(
     for task, rows in samples.groupby("task", sort=False) if samples is not None else ():
         mine, theirs = aligned([rows, teacher[0][teacher[0]["task"] == task]])
         others = {} if itself else {other.name: other for other in _of_task(str(task), theirs)}
-        found |= {
-            one.name: _check(groups(mine), level, one, others.get(one.name)) for one in _of_task(str(task), mine)
-        }
+        found |= {one.name: _check(groups(mine), level, one, others.get(one.name)) for one in _of_task(str(task), mine)}
     if generations is not None and teacher[1] is not None:
         key = ["prompt", "sampled"]
         mine, theirs = (table.sort_values(key) for table in (generations, teacher[1]))

@@ -67,5 +67,10 @@ def test_writers_side_by_side_make_one_chain(tmp_path):
     assert not list((tmp_path / "l").glob(".*"))
 
 
+def test_a_record_of_another_make_is_no_override(tmp_path):
+    ledger.append(tmp_path / "l", "override", "ada", poc="p", note="without a candidate")
+    assert ledger.overrides(tmp_path / "l", "p") == []
+
+
 def test_an_empty_ledger_is_whole(tmp_path):
     assert ledger.verify(ledger.read(tmp_path / "none")) == []

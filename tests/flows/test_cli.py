@@ -182,7 +182,7 @@ def test_an_override_needs_a_reason_and_is_kept(capsys, tmp_path, a_run):
     wrong = {
         "--reason: say why": ("--candidate", "sft", "--reason", " "),
         "--candidate: 'x' is not one of sft, logit-kd, feature-kd": ("--candidate", "x", "--reason", "r"),
-        "the gates say go of feature-kd, too": ("--candidate", "feature-kd", "--reason", "r"),
+        "go is what the gates said of feature-kd": ("--candidate", "feature-kd", "--reason", "r"),
     }
     for told, arguments in wrong.items():
         code, _, err = override(*arguments)
@@ -194,11 +194,17 @@ def test_an_override_needs_a_reason_and_is_kept(capsys, tmp_path, a_run):
     assert (record["kind"], record["reason"], record["gates_said"]) == ("override", "cheap enough", "no-go")
     (shown,) = ledger.overrides(tmp_path / ".featkd" / "ledger", record["poc"])
     assert (shown.candidate, shown.decided_by) == ("sft", "Ada")
+    code, _, err = override("--candidate", "sft", "--reason", "again")
+    assert code == 2 and "go is what Ada said of sft" in err
+    call(capsys, "report", "last", "--root", tmp_path)
+    assert "cheap enough" in (a_run / "report.html").read_text()
+    assert override("--candidate", "sft", "--reason", "it was not", "--verdict", "no-go")[0] == 0
 
 
 def test_audit_verifies_the_chain(capsys, tmp_path, a_run):
-    for reason in ("one", "two"):
-        call(capsys, "override", "last", "--candidate", "sft", "--reason", reason, "--root", tmp_path)
+    for reason, verdict in (("one", "go"), ("two", "no-go")):
+        decided = ("--candidate", "sft", "--reason", reason, "--verdict", verdict)
+        assert call(capsys, "override", "last", *decided, "--root", tmp_path)[0] == 0
     code, out, err = call(capsys, "audit", "--verify", "--root", tmp_path)
     assert code == 0 and json.loads(out) == {"records": 2, "verified": True, "problems": []}
     first = min((tmp_path / ".featkd" / "ledger").glob("*.json"))

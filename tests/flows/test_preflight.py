@@ -164,7 +164,7 @@ def test_layer_pairs_of_an_ablation_are_checked_too(tmp_path, teacher):
         check(tmp_path, teacher, ablations={"far": {"layer_pairs": [[1, 3]]}})
 
 
-@pytest.mark.parametrize(("allowed", "told"), [(None, "may forbid distillation"), (False, "forbids to train")])
+@pytest.mark.parametrize(("allowed", "told"), [(None, "may forbid distillation"), (False, "forbids training")])
 def test_the_licence_of_a_given_teacher(tmp_path, teacher, capsys, allowed, told):
     own = {"model": str(teacher), "licence_allows_distillation": allowed}
     check(tmp_path, None, teacher=own)

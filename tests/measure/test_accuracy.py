@@ -67,7 +67,7 @@ def test_the_summary_can_be_recomputed_from_the_evidence(measured):
         "metric": "word_perplexity", "higher_is_better": False, "value": 0, "examples": 24, "n_choices": 0}  # fmt: skip
     assert summary["tiny_labels"]["n_choices"] == 4 and summary["tiny_labels"]["metric"] == "acc"
     assert list(rows.columns) == ["task", "doc_id", "metric", "higher_is_better", "weight", "bytes", "choice", "gold",
-                                  "n_choices", "choice_logprobs", "score", "text"]  # fmt: skip
+                                  "n_choices", "choice_logprobs", "score", "group", "class", "text"]  # fmt: skip
     assert rows.groupby("task").higher_is_better.unique().map(list).to_dict() == {
         "tiny_choices": [True], "tiny_labels": [True], "tiny_rolling": [False]}  # fmt: skip
 
@@ -186,3 +186,17 @@ def test_the_first_metric_stands_for_a_task_with_mutual_information():
     row = accuracy._row("t", metric, True, config, sample)
     assert (metric, row["choice"], row["n_choices"], row["score"]) == ("acc_mutual_info", 1, 2, 1.0)
     assert np.allclose(row["choice_logprobs"], [0.0, 3.0])
+
+
+@pytest.mark.parametrize(
+    ("docs", "alike"),
+    [
+        ([{"passage": "p", "q": "a"}, {"passage": "p", "q": "b"}, {"passage": "r", "q": "c"}], [0, 0, 1]),
+        ([{"group": "g", "passage": "p"}, {"group": "h", "passage": "p"}, {"group": "g", "passage": "r"}], [0, 1, 0]),
+        ([{"context": "the same for all"}] * 3, [0, 1, 2]),  # an instruction, not what the examples are about
+        ([{"context": "a"}, {"context": "b"}, {}], [0, 1, 2]),
+    ],
+)
+def test_examples_about_one_text_are_one_document(docs, alike):
+    found = accuracy._groups(docs)
+    assert [found.index(group) for group in found] == [alike.index(number) for number in alike]
