@@ -7,7 +7,7 @@
 # make bench-quality   what distillation and feature alignment are worth: a search and its confirmation, some hours
 #                      ONLY=random_init, copied_init or little_data: that setting alone
 # make bench-deploy   decoding, lm-eval and the latency tool beside their rivals; onnxruntime-genai in a .venv-genai
-# make bench-verdict   thousands of synthetic PoCs with a planted truth: is the verdict right? About an hour
+# make bench-verdict   thousands of synthetic PoCs with a planted truth: is the verdict right? 20 minutes
 # make bench-norms   the form of the norm term: a search of about half an hour
 SHELL := /bin/bash
 BIN := .venv/bin

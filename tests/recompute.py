@@ -49,7 +49,7 @@ def fieller(above: pandas.Series, below: pandas.Series, groups: pandas.Series, c
     n = len(totals)
     rest = above - value * below
     by_group = rest.groupby(groups).sum()
-    effect = max(1.0, (by_group**2).sum() / (rest**2).sum()) if (rest**2).sum() else 1.0
+    effect = max(1.0, (by_group**2).sum() / (rest**2).sum()) if (rest**2).sum() else len(rest) / n
 
     def surplus(r: float) -> float:
         """Above 0 where r is rejected."""

@@ -1,6 +1,6 @@
 """Is the verdict worth a bet? Thousands of synthetic PoCs with a planted truth, through the code that judges real ones.
 
-`make bench-verdict`, some 40 minutes on 2 cores; CPU only. A student answers an example right if a latent normal is
+`make bench-verdict`, some 20 minutes on 2 cores; CPU only. A student answers an example right if a latent normal is
 below the quantile of its true accuracy; latents are shared in part by teacher and students, by seeds of one recipe and
 by examples of one document, which keeps every true accuracy exact.
 
@@ -31,7 +31,7 @@ from featkd.decide import assemble, verdict
 from featkd.decide.evidence import Evidence
 from featkd.measure.statistics import CELLS, Sample
 
-DRAWS, POCS = (200, 40) if QUICK else (6000, 2000)
+DRAWS, POCS = (200, 40) if QUICK else (3000, 800)
 CHANCE, MARGIN, TASK = 0.25, 0.9, "heldout_continuation"
 SHARED, WITHIN, OF_RECIPE = 0.8, 0.3, 0.5  # correlations: of student and teacher, in a document, of seeds
 ARMS = ("sft", "logit-kd", "feature-kd")

@@ -38,7 +38,7 @@ def artefact(folder, largest=7, probe=3):
 def test_the_teacher_is_held_against_every_control_that_was_measured(tmp_path, monkeypatch):
     found = work(tmp_path)
     given = []
-    monkeypatch.setattr(poc.assemble, "scores", lambda samples, teacher, chance: f"{samples} beside {teacher}")
+    monkeypatch.setattr(poc, "scores", lambda samples, teacher, chance: f"{samples} beside {teacher}")
     monkeypatch.setattr(poc.verdict, "adequacy", lambda *arguments: given.append(arguments))
     found.evidence["teacher"].samples = "teacher"
     found.adequacy()
@@ -80,16 +80,21 @@ def test_what_fails_stops_its_candidate_alone(tmp_path, monkeypatch):
             raise RunError("out of memory")
         return "measured"
 
+    def guardrails(context, name, onnx, suites):
+        raise RunError("no data for toxigen")
+
     monkeypatch.setattr(poc.deploy, "export", export)
     monkeypatch.setattr(poc.measure, "accuracy", accuracy)
+    monkeypatch.setattr(poc.measure, "guardrails", guardrails)
     monkeypatch.setattr(poc, "_samples", lambda accuracy: "samples")
-    found.tasks = done
+    found.tasks = found.suites = done
     for name in ("sft-m-fp32", "logit-kd-m-fp32", "sft-s-fp32"):
         found.measure_quality(name, {0: model})
     told = {name: (one.why, one.failure, one.samples) for name, one in found.evidence.items()}
     assert told["sft-m-fp32"] == ("export-failed", "an operator that ONNX does not know", None)
     assert told["logit-kd-m-fp32"] == ("accuracy-failed", "out of memory", None)
-    assert found.evidence["sft-s-fp32"].samples == "samples"
+    going = found.evidence["sft-s-fp32"]  # without its guardrails, which say why
+    assert (going.samples, going.guards_why, going.failure) == ("samples", "guardrails-failed", "no data for toxigen")
     with pytest.raises(RunError, match="operator"):
         found.measure_quality("teacher", {None: model})
 
@@ -121,7 +126,7 @@ def test_a_token_that_the_teacher_does_not_know(tmp_path, monkeypatch, largest, 
     made = artefact(tmp_path, largest, probe)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 10}))
     monkeypatch.setattr(poc.given, "locate", lambda model: str(tmp_path))
-    for name in ("corpus", "blocks", "quality_tasks"):
+    for name in ("corpus", "blocks", "quality_tasks", "suites"):
         monkeypatch.setattr(poc.data, name, lambda *arguments: made)
     with pytest.raises(InputError, match="its tokenizer gives id 10, its vocabulary ends at 9"):
         found.prepare()
