@@ -5,10 +5,8 @@ out/accuracy.json    {task: {metric, higher_is_better, value, examples, n_choice
 """
 
 import contextlib
-import hashlib
 import json
 import logging
-import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -16,16 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
 
-import numpy as np
-
 from featkd.errors import InputError, RunError
-from featkd.measure.statistics import is_perplexity
+from featkd.measure import examples
 
-PERPLEXITIES = ("word_perplexity", "byte_perplexity", "bits_per_byte", "perplexity")
-PER_TOKEN = "token_perplexity"
-CLASSES = ("class", "category", "subject")  # fields of the kind of an example
-SOURCES = ("group", "passage", "article", "paragraph", "story", "context")  # fields of what examples are about
-PREFERRED = ("pct_stereotype", "acc", "acc_norm", "exact_match", "f1", "token_f1", "bleu", "rouge1")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
@@ -95,23 +86,23 @@ def evaluate(
             raise _explained(error, names, field) from error
     rows, summary = [], {}
     for task, samples in found["samples"].items():
-        config, samples = found["configs"][task], _first_filter(samples)
-        metric = _primary(config, samples)
+        config, samples = found["configs"][task], examples.first_filter(samples)
+        metric = examples.primary(config, samples)
         up = found["higher_is_better"][task].get(metric) is not False  # None where lm-eval does not know
         mine = [
             {
-                **_row(task, metric, up, config, sample),
+                **examples.row(task, metric, up, config, sample),
                 "group": group,
-                "class": _class(sample["doc"]),
-                "text": _text(tasks[task], sample),
+                "class": examples.class_of(sample["doc"]),
+                "text": examples.text(tasks[task], sample),
             }  # fmt: skip
-            for sample, group in zip(samples, _groups([sample["doc"] for sample in samples]), strict=True)
+            for sample, group in zip(samples, examples.groups([sample["doc"] for sample in samples]), strict=True)
             if metric in sample["metrics"]
         ]
         if not mine:
             raise InputError(f"quality.tasks: {task} has no example with {metric}")
         rows += mine
-        summary[task] = _summary(mine)
+        summary[task] = examples.summary_of(mine)
         if samples[0]["filter"] != "none":
             summary[task]["filter"] = samples[0]["filter"]
     out.mkdir(parents=True, exist_ok=True)
@@ -145,125 +136,6 @@ def _near(name: str, known: list[str]) -> str:
     import difflib
 
     return ", ".join(difflib.get_close_matches(name, known, n=3))
-
-
-def _primary(config: dict[str, Any], samples: list[dict[str, Any]]) -> str:
-    """The metric that stands for the task: its first where it lists acc_mutual_info, else by preference."""
-    listed = [entry["metric"] for entry in config.get("metric_list") or [] if isinstance(entry.get("metric"), str)]
-    there = [name for name in samples[0]["metrics"]] if samples else listed
-    order = listed if "acc_mutual_info" in listed else [*PREFERRED, *listed]
-    return next((name for name in order if name in there), there[0])
-
-
-def _first_filter(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """lm-eval gives one sample per document and filter: several readings of one answer are one example."""
-    return [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
-
-
-def _groups(docs: list[dict[str, Any]]) -> list[str]:
-    """Which examples share what they are about (SOURCES): told by a field with fewer values than there are examples."""
-    for field in SOURCES:
-        values = [doc.get(field) for doc in docs]
-        if all(isinstance(value, str) for value in values) and 1 < len(set(values)) < len(docs):
-            return [hashlib.sha256(value.encode("utf-8", "replace")).hexdigest()[:16] for value in values]
-    return [str(number) for number in range(len(docs))]
-
-
-def _class(doc: dict[str, Any]) -> str | None:
-    return next((doc[field] for field in CLASSES if isinstance(doc.get(field), str)), None)
-
-
-def _row(task: str, metric: str, up: bool, config: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
-    row = {"task": task, "doc_id": int(sample["doc_id"]), "metric": metric, "higher_is_better": up, "weight": 1.0,
-           "bytes": 0, "choice": -1, "gold": -1, "n_choices": 0, "choice_logprobs": []}  # fmt: skip
-    value = sample[metric]
-    if metric in PERPLEXITIES:
-        return {**row, **_likelihood(metric, sample)}
-    if config.get("output_type") == "multiple_choice":
-        row.update(_choice(metric, config, sample))
-    return {**row, "score": _number(value, task, metric)}
-
-
-def _likelihood(metric: str, sample: dict[str, Any]) -> dict[str, Any]:
-    """score: log-likelihood in nats; weight: the units it is spread over. bits_per_byte is told as a perplexity."""
-    value = sample[metric]
-    nats, weight = value if isinstance(value, tuple | list) else (value, 1)
-    name = "byte_perplexity" if metric == "bits_per_byte" else metric
-    if tokens := sample["doc"].get("tokens"):
-        name, weight = PER_TOKEN, tokens
-    sizes = sample.get("byte_perplexity") or sample.get("bits_per_byte") or (nats, 0)
-    return {"metric": name, "higher_is_better": False, "score": float(nats), "weight": float(weight),
-            "bytes": int(sizes[1])}  # fmt: skip
-
-
-def _choice(metric: str, config: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
-    """The answer taken under the task's metric, the right one, and the log-probability of each, nats."""
-    logprobs = [float(response[0]) for response in sample["filtered_resps"]]
-    answers = [argument[1] for argument in sample["arguments"]]
-    listed = [entry.get("metric") for entry in config.get("metric_list") or []]
-    if "acc_mutual_info" in listed and len(logprobs) % 2 == 0:
-        half = len(logprobs) // 2
-        free, logprobs, answers = logprobs[half:], logprobs[:half], answers[:half]
-        if metric == "acc_mutual_info":
-            logprobs = [given - alone for given, alone in zip(logprobs, free, strict=True)]
-    judged = np.array(logprobs)
-    if metric in ("acc_norm", "acc_bytes"):
-        delimiter = len(config.get("target_delimiter") or "")
-        texts = [answer[delimiter:] for answer in answers]
-        judged = judged / [max(1, len(text if metric == "acc_norm" else text.encode())) for text in texts]
-    return {
-        "choice": int(judged.argmax()),
-        "gold": _gold(sample["target"], answers),
-        "n_choices": len(logprobs),
-        "choice_logprobs": logprobs,
-    }
-
-
-def _gold(target: Any, answers: list[str]) -> int:
-    """The number of the right answer; -1 where the task does not tell."""
-    if isinstance(target, str):
-        stripped = [answer.strip() for answer in answers]
-        return int(target) if target.isdigit() else stripped.index(target.strip()) if target.strip() in stripped else -1
-    if isinstance(target, list):
-        target = target[0] if target and isinstance(target[0], int) else -1
-    return int(target)
-
-
-def _text(task: Any, sample: dict[str, Any]) -> str:
-    """What an example asks and its right answer, without examples shown before it; for the overlap with training."""
-    asked, target = task.doc_to_text(sample["doc"]), sample["target"]
-    if task.OUTPUT_TYPE == "multiple_choice":
-        gold = _gold(target, [argument[1] for argument in sample["arguments"]])
-        context, target = sample["arguments"][max(gold, 0)]
-        return f"{asked if isinstance(asked, str) else context}{target}"
-    if isinstance(target, list):
-        target = target[0] if target else ""
-    return f"{asked} {target}"
-
-
-def _number(value: Any, task: str, metric: str) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise InputError(
-            f"quality.tasks: {task} has no figure per example (its {metric} is over the whole corpus): choose another"
-        ) from None
-
-
-def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    scores, weights = np.array([row["score"] for row in rows]), np.array([row["weight"] for row in rows])
-    metric = rows[0]["metric"]
-    if is_perplexity(metric):
-        value = math.exp(min(-scores.sum() / max(weights.sum(), 1), 700))
-    else:
-        value = float(scores.mean())
-    return {
-        "metric": metric,
-        "higher_is_better": rows[0]["higher_is_better"],
-        "value": value,
-        "examples": len(rows),
-        "n_choices": max((row["n_choices"] for row in rows), default=0),
-    }
 
 
 def _explained(error: Exception, names: list[str], field: str) -> Exception:

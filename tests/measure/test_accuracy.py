@@ -9,7 +9,7 @@ import tiny_models
 
 from featkd.data import answers
 from featkd.errors import InputError
-from featkd.measure import accuracy
+from featkd.measure import accuracy, examples
 from featkd.measure.statistics import score
 
 NAMES = ["tiny_choices", "tiny_labels", "tiny_rolling"]
@@ -161,7 +161,7 @@ def test_generated_answers_are_held_against_the_true_ones(exported, tmp_path):
     ("metric", "told"), [("byte_perplexity", "byte_perplexity"), ("bits_per_byte", "byte_perplexity")]
 )
 def test_a_rolling_task_may_ask_for_bytes(metric, told):
-    row = accuracy._row("t", metric, True, {}, {"doc_id": 3, "doc": {}, metric: (-12.0, 6)})
+    row = examples.row("t", metric, True, {}, {"doc_id": 3, "doc": {}, metric: (-12.0, 6)})
     assert (row["metric"], row["score"], row["weight"], row["bytes"]) == (told, -12.0, 6.0, 6)
 
 
@@ -182,8 +182,8 @@ def test_the_first_metric_stands_for_a_task_with_mutual_information():
     sample = {"doc_id": 0, "metrics": ["acc", "acc_mutual_info"], "acc": 0.0, "acc_mutual_info": 1.0, "target": 1,
               "filtered_resps": [(-1.0, 0), (-2.0, 0), (-1.0, 0), (-5.0, 0)],
               "arguments": [("q", " a"), ("q", " b"), ("", " a"), ("", " b")]}  # fmt: skip
-    metric = accuracy._primary(config, [sample])
-    row = accuracy._row("t", metric, True, config, sample)
+    metric = examples.primary(config, [sample])
+    row = examples.row("t", metric, True, config, sample)
     assert (metric, row["choice"], row["n_choices"], row["score"]) == ("acc_mutual_info", 1, 2, 1.0)
     assert np.allclose(row["choice_logprobs"], [0.0, 3.0])
 
@@ -198,5 +198,5 @@ def test_the_first_metric_stands_for_a_task_with_mutual_information():
     ],
 )
 def test_examples_about_one_text_are_one_document(docs, alike):
-    found = accuracy._groups(docs)
+    found = examples.groups(docs)
     assert [found.index(group) for group in found] == [alike.index(number) for number in alike]

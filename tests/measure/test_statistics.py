@@ -91,13 +91,13 @@ def test_compare_accuracies(answers):
     assert compare(same, same)[1].model_dump() == {"value": 0.0, "low": 0.0, "high": 0.0}
 
 
-def not_rejected(above, below, cells, groups, grid, seeds=None):
+def not_rejected(above, below, cells, groups, grid):
     """Independent reference: every r of the grid for which mean(above - r below) = 0 is not rejected, by loops."""
     kept = []
     for r in grid:
         rest = above - r * below
         totals = np.array([rest[groups == g].sum() for g in np.unique(groups)])
-        effect = max(1.0, ((totals - 0) ** 2).sum() / (rest**2).sum())
+        effect = max(1.0, (totals**2).sum() / (rest**2).sum())
         extra = [a - r * b for a, b in cells]
         variance = totals.var(ddof=1) * len(totals) + 0.5 * effect * sum(e**2 for e in extra)
         half = student_t.ppf(0.975, len(totals) - 1) * np.sqrt(variance)
@@ -120,17 +120,18 @@ def test_retained_is_what_a_test_does_not_reject(answers):
 
 def test_the_same_answer_told_four_times_is_one_answer(texts):
     student, teacher, words = texts
-    four = lambda values: np.repeat(values, 4)  # noqa: E731
-    make = lambda nats, w, **more: rows(nats, metric="word_perplexity", weights=w, **more)  # noqa: E731
-    once = score(make(student, words), make(teacher, words), 400.0)
-    named = four([f"d{n}" for n in range(200)])
-    often, naive_ = (
-        score(make(four(student), four(words), group=group), make(four(teacher), four(words), group=group), 400.0)
-        for group in (named, None)
-    )
+
+    def told(times, group=None):
+        tables = [
+            rows(np.repeat(nats, times), metric="word_perplexity", weights=np.repeat(words, times), group=group)
+            for nats in (student, teacher)
+        ]
+        return score(*tables, 400.0)
+
+    once, often, unrelated = told(1), told(4, np.repeat([f"d{n}" for n in range(200)], 4)), told(4)
     for figure in ("estimate", "difference", "ratio", "retained"):
         assert getattr(often, figure).model_dump() == pytest.approx(getattr(once, figure).model_dump(), rel=1e-9)
-    assert naive_.ratio.high - naive_.ratio.low < 0.6 * (once.ratio.high - once.ratio.low)
+    assert unrelated.ratio.high - unrelated.ratio.low < 0.6 * (once.ratio.high - once.ratio.low)
 
 
 def test_over_seeds_by_hand():
@@ -140,8 +141,8 @@ def test_over_seeds_by_hand():
     noise = 0.1 * (rng.standard_normal(200) + rng.standard_normal((3, 200)))
     lost = 0.3 + 0.05 * rng.standard_normal((3, 1)) + noise
     students = teacher - words * lost
-    make = lambda nats: rows(nats, metric="word_perplexity", weights=words)  # noqa: E731
-    found = score([make(nats) for nats in students], make(teacher), None).ratio
+    tables = [rows(nats, metric="word_perplexity", weights=words) for nats in (*students, teacher)]
+    found = score(tables[:3], tables[3], None).ratio
     apart = words * lost
     value = apart.sum() / 3 / words.sum()
     rest = apart.mean(0) - value * words
@@ -153,7 +154,7 @@ def test_over_seeds_by_hand():
     half = student_t.ppf(0.975, freedom) * np.sqrt(total) / words.sum()
     assert found.value == pytest.approx(np.exp(value))
     assert (found.low, found.high) == pytest.approx((np.exp(value - half), np.exp(value + half)), rel=1e-9)
-    one = score(make(students[0]), make(teacher), None).ratio
+    one = score(tables[0], tables[3], None).ratio
     assert found.high / found.low > one.high / one.low  # three seeds tell how much they differ; one does not
 
 
