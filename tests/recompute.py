@@ -51,24 +51,28 @@ def fieller(above: pandas.Series, below: pandas.Series, groups: pandas.Series, c
     by_group = rest.groupby(groups).sum()
     effect = max(1.0, (by_group**2).sum() / (rest**2).sum()) if (rest**2).sum() else len(rest) / n
 
-    def surplus(r: float) -> float:
-        """Above 0 where r is rejected."""
+    spread = by_group.var(ddof=1) * n + 0.5 * effect * sum((a - value * b) ** 2 for a, b in cells)
+    shift = (by_group**3).sum() / spread**1.5 * (1 + 2 * 1.959963984540054**2) / 6 if spread else 0.0
+
+    def surplus(r: float, sign: int) -> float:
+        """Above 0 where r is rejected; sign: the side it is on, where the long tail may move it further out."""
         apart = totals.above - r * totals.below
         extra = [a - r * b for a, b in cells]
         variance = apart.var(ddof=1) * n + 0.5 * effect * sum(one**2 for one in extra)
-        return abs(apart.sum() + 0.5 * sum(extra)) - student_t.ppf(0.975, n - 1) * math.sqrt(variance)
+        critical = student_t.ppf(0.975, n - 1) + max(0.0, sign * shift)
+        return abs(apart.sum() + 0.5 * sum(extra)) - critical * math.sqrt(variance)
 
     middle = (above.sum() + 0.5 * sum(a for a, _ in cells)) / (below.sum() + 0.5 * sum(b for _, b in cells))
     bounds = []
     for sign in (-1, 1):
         near, far = 0.0, 1e-6
-        while surplus(middle + sign * far) < 0:
+        while surplus(middle + sign * far, sign) < 0:
             near, far = far, 2 * far
             if far > 1e9:
                 return value, None, None
         for _ in range(200):
             half = (near + far) / 2
-            near, far = (near, half) if surplus(middle + sign * half) > 0 else (half, far)
+            near, far = (near, half) if surplus(middle + sign * half, sign) > 0 else (half, far)
         bounds.append(middle + sign * near)
     return (value, *bounds)
 

@@ -91,18 +91,25 @@ def test_compare_accuracies(answers):
     assert compare(same, same)[1].model_dump() == {"value": 0.0, "low": 0.0, "high": 0.0}
 
 
+def skewed(totals, variance):
+    """Johnson (1978): by how many standard errors the bound on the side of the long tail is too tight."""
+    return (totals**3).sum() / variance**1.5 * (1 + 2 * 1.959964**2) / 6
+
+
 def not_rejected(above, below, cells, groups, grid):
     """Independent reference: every r of the grid for which mean(above - r below) = 0 is not rejected, by loops."""
-    kept = []
-    for r in grid:
+
+    def at(r):
         rest = above - r * below
         totals = np.array([rest[groups == g].sum() for g in np.unique(groups)])
         effect = max(1.0, (totals**2).sum() / (rest**2).sum())
         extra = [a - r * b for a, b in cells]
         variance = totals.var(ddof=1) * len(totals) + 0.5 * effect * sum(e**2 for e in extra)
-        half = student_t.ppf(0.975, len(totals) - 1) * np.sqrt(variance)
-        if abs(rest.sum() + 0.5 * sum(extra)) <= half:
-            kept.append(r)
+        return totals, variance, (rest.sum() + 0.5 * sum(extra)) / np.sqrt(variance)
+
+    totals, variance, _ = at(above.sum() / below.sum())
+    t, shift = student_t.ppf(0.975, len(totals) - 1), skewed(totals, variance)
+    kept = [r for r in grid if -t - max(0, shift) <= at(r)[2] <= t + max(0, -shift)]
     return min(kept), max(kept)
 
 
@@ -151,9 +158,10 @@ def test_over_seeds_by_hand():
     both = sum((left - left.mean()) @ (left - left.mean()) for left in apart - apart.mean(0)) / 2 / 3
     total = examples + seeds - both
     freedom = total**2 / (seeds**2 / 2 + examples**2 / 199)
-    half = student_t.ppf(0.975, freedom) * np.sqrt(total) / words.sum()
+    error, t, shift = np.sqrt(total) / words.sum(), student_t.ppf(0.975, freedom), skewed(rest, total)
+    bounds = np.exp([value - (t + max(0, -shift)) * error, value + (t + max(0, shift)) * error])
     assert found.value == pytest.approx(np.exp(value))
-    assert (found.low, found.high) == pytest.approx((np.exp(value - half), np.exp(value + half)), rel=1e-9)
+    assert (found.low, found.high) == pytest.approx(bounds, rel=1e-7)
     one = score(tables[0], tables[3], None).ratio
     assert found.high / found.low > one.high / one.low  # three seeds tell how much they differ; one does not
 
