@@ -155,3 +155,37 @@ class Gate(Section):
         if (self.at_least is None) == (self.at_most is None):
             raise ValueError("give exactly one of at_least, at_most")
         return self
+
+
+FIGURES_OF_LOGS = {  # and by how much each may be worse than it was, if the spec does not say
+    "surprise": 0.1, "far_off": 0.05, "divergence": 0.1, "disagreement": 0.03,
+    "repetition": 0.02, "empty": 0.01, "drift": 0.02, "personal_data": 0.01, "feedback": 0.05,
+}  # fmt: skip
+
+
+class Audit(Section):
+    """The logs of the champion in service, looked at again and again: does it still answer as it did?"""
+
+    prompt_field: str = Field("prompt", description="Field with what was asked. Dots reach into nested fields.")
+    response_field: str = Field("response", description="Field with what the champion answered.")
+    time_field: str = Field("time", description="Field with the time: ISO 8601, or seconds since 1970.")
+    feedback_field: str | None = Field("feedback", description="Field with a number, higher is better; may be missing.")
+    examples: int = Field(200, ge=30, description="Prompts whose answers are looked at, per audit.")
+    looks: int = Field(52, ge=1, description="Audits among which a false alarm may be raised once, with:")
+    false_alarm: float = Field(0.05, gt=0, lt=0.5, description="Probability of one false alarm or more in them.")
+    margins: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict, description="By how much a figure may be worse than at the first audit, e.g. empty: 0.02."
+    )
+    limits: dict[str, float] = Field(
+        default_factory=dict, description="What a figure may be at most, from the first audit on; feedback at least."
+    )
+    fail_safe: Literal["none", "previous", "teacher"] = Field(
+        "none", description="At an alarm the champion is the version before it again, or the teacher; none: only told."
+    )
+
+    @model_validator(mode="after")
+    def _known_figures(self) -> "Audit":
+        for name in [*self.margins, *self.limits]:
+            if name not in FIGURES_OF_LOGS:
+                raise ValueError(f"no figure {name}; write one of {', '.join(FIGURES_OF_LOGS)}")
+        return self

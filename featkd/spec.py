@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from featkd.judging import Cost, Gate, Guardrails, Latency, Quality, Section
+from featkd.judging import Audit, Cost, Gate, Guardrails, Latency, Quality, Section
 from featkd.teaching import Distillation, Recipe, TeacherSignal, recipes
 from featkd.training import Compute, Optimisation, TeacherTraining
 
@@ -208,6 +208,12 @@ class Spec(Section):
     latency: Latency = Latency()
     cost: Cost = Cost()
     gates: list[Gate] = Field(default_factory=list, description="Rules a candidate must pass to be a go.")
+    promotion: Literal["automatic", "approval"] = Field(
+        "automatic",
+        description="How a recommended student becomes champion in MLflow's registry, where the teacher is it: by "
+        "itself, or when a person approves it. Where a student is champion already, a person has to.",
+    )
+    audit: Audit = Audit()
     report: Report = Report()
     tracking: Tracking = Tracking()
     compute: Compute = Compute()

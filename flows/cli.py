@@ -5,7 +5,6 @@ People read stderr, programs read the last line of stdout: one JSON document. Ex
 """
 
 import argparse
-import json
 import sys
 import traceback
 from pathlib import Path
@@ -16,10 +15,9 @@ import typer
 from featkd import specfile
 from featkd.errors import InputError, RunError
 from featkd.spec import Spec
-from flows import runtime, status
+from flows import decisions, runtime, status
+from flows.terminal import DONE, FAILED, INTERRUPTED, NO_GO, WRONG_INPUT, Overrides, Root, Run, emit, home_of, say
 
-DONE, FAILED, WRONG_INPUT, NO_GO, INTERRUPTED = 0, 1, 2, 3, 130
-LEDGER = "ledger"
 SAID_NO = ("keep-teacher", "teacher-inadequate")
 
 app = typer.Typer(
@@ -29,9 +27,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Root = Annotated[Path, typer.Option(help="The working folder; everything is kept in its .featkd folder.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value, as in cost.usd_per_hour=2.5.")]
-Run = Annotated[str, typer.Argument(help="A run id, the folder of a run, or 'last'.")]
+for command in (decisions.override, decisions.approve, decisions.rollback, decisions.audit):
+    app.command()(command)
 
 
 @app.command()
@@ -45,13 +42,13 @@ def run(
 ) -> int:
     """Run the whole PoC: spec in, report out. What is already done is reused."""
     poc_spec = specfile.load(spec, set_ or [])
-    home = _home(root)
+    home = home_of(root)
     with runtime.session(home, "run", hub=runtime.needs_hub(poc_spec)) as session:
         from flows import poc
 
         session.ready()
         outcome = poc.run(poc_spec, root.resolve())
-    _emit(outcome)
+    emit(outcome)
     return NO_GO if fail_on and outcome["recommendation"]["code"] in SAID_NO else DONE
 
 
@@ -63,14 +60,14 @@ def validate(
 ) -> int:
     """Check a spec without running it."""
     if schema:
-        _emit(Spec.model_json_schema())
+        emit(Spec.model_json_schema())
     elif spec is None:
         raise InputError("SPEC: missing; write featkd validate SPEC or featkd validate --schema")
     else:
         found = specfile.load(spec, set_ or [])
         names = [candidate.name for candidate in found.candidates()]
-        _say(f"{spec} is valid: teacher, {', '.join(names)}")
-        _emit({"valid": True, "name": found.name, "digest": found.digest(), "candidates": ["teacher", *names]})
+        say(f"{spec} is valid: teacher, {', '.join(names)}")
+        emit({"valid": True, "name": found.name, "digest": found.digest(), "candidates": ["teacher", *names]})
     return DONE
 
 
@@ -84,69 +81,27 @@ def report(
     from featkd.decide import ledger
     from reports.page import render
 
-    folder = status.find_run(_home(root), run)
+    folder = status.find_run(home_of(root), run)
     result = status.read_result(folder)
-    decided = ledger.overrides(_home(root) / LEDGER, result.name)
+    decided = ledger.overrides(home_of(root) / ledger.FOLDER, result.name)
     result = result.model_copy(update={"overrides": decided or result.overrides})
     page = folder / ("report.html" if lang == "en" else f"report.{lang}.html")
     page.write_text(render(result, lang), encoding="utf-8")
-    _say(f"written: {page}")
-    _emit({"run_id": result.run_id, "report": str(page), "lang": lang})
+    say(f"written: {page}")
+    emit({"run_id": result.run_id, "report": str(page), "lang": lang})
     return DONE
-
-
-@app.command()
-def override(
-    run: Run,
-    candidate: Annotated[str, typer.Option(help="The student, as the report names it.")],
-    reason: Annotated[str, typer.Option(help="Why; an auditor reads it.")],
-    verdict: Annotated[Literal["go", "no-go"], typer.Option(help="What is decided instead.")] = "go",
-    by: Annotated[str | None, typer.Option(help="Who decides. Default: the user of this machine.")] = None,
-    root: Root = Path("."),
-) -> int:
-    """Decide otherwise than the gates. It is kept in the ledger and shown in every later report."""
-    from featkd.decide import ledger
-
-    home = _home(root)
-    result = status.read_result(status.find_run(home, run))
-    record = ledger.override(home / LEDGER, result, candidate, verdict, reason, by)
-    _say(f"record {record['number']}: {record['decided_by']} says {verdict}, the gates {record['gates_said']}")
-    _emit(record)
-    return DONE
-
-
-@app.command()
-def audit(
-    verify: Annotated[bool, typer.Option("--verify", help="Check the chain of all decisions.")] = False,
-    root: Root = Path("."),
-) -> int:
-    """Show the decisions that were made here; with --verify, whether any was changed or left out."""
-    from featkd.decide import ledger
-
-    records = ledger.read(_home(root) / LEDGER)
-    for record in records:
-        about = record.get("candidate") or (record.get("recommendation") or {}).get("code", "")
-        _say(f"{record.get('number', '?'):>5} {record.get('time', ''):<26} {record.get('kind', ''):<10} "
-             f"{record.get('run_id', ''):<24} {about:<20} {record.get('decided_by', '')}")  # fmt: skip
-    problems = ledger.verify(records) if verify else []
-    for problem in problems:
-        _say(problem)
-    if verify and not problems:
-        _say(f"{len(records)} records, the chain is whole")
-    _emit({"records": len(records), "verified": not problems if verify else None, "problems": problems})
-    return FAILED if problems else DONE
 
 
 @app.command("list")
 def list_(root: Root = Path(".")) -> int:
     """The runs of this folder, the newest first."""
-    rows = status.runs(_home(root))
+    rows = status.runs(home_of(root))
     for row in rows:
         verdicts = ", ".join(f"{name} {verdict}" for name, verdict in row["verdicts"].items() if verdict)
-        _say(f"{row['run_id']:<24} {row['name']:<20} {row['recommendation']:<20} {verdicts}")
+        say(f"{row['run_id']:<24} {row['name']:<20} {row['recommendation']:<20} {verdicts}")
     if not rows:
-        _say("no run here yet; start one with featkd run SPEC")
-    _emit({"runs": rows})
+        say("no run here yet; start one with featkd run SPEC")
+    emit({"runs": rows})
     return DONE
 
 
@@ -159,9 +114,9 @@ def ui(
     from tasks import tracking
     from tasks import ui as pages
 
-    home = runtime.made(_home(root))
-    _say(f"MLflow at http://127.0.0.1:{port} (Ctrl-C ends it)")
-    _emit({"url": f"http://127.0.0.1:{port}", "tracking_uri": tracking.tracking_uri(home)})
+    home = runtime.made(home_of(root))
+    say(f"MLflow at http://127.0.0.1:{port} (Ctrl-C ends it)")
+    emit({"url": f"http://127.0.0.1:{port}", "tracking_uri": tracking.tracking_uri(home)})
     with runtime.signals_raise():
         return pages.serve(home, port)
 
@@ -169,10 +124,10 @@ def ui(
 @app.command()
 def doctor(root: Root = Path(".")) -> int:
     """What this machine can do, and what is wrong with it."""
-    found = status.diagnose(_home(root))
+    found = status.diagnose(home_of(root))
     for name, value in found.items():
-        _say(f"{name:<12} {_plain(value)}")
-    _emit(found)
+        say(f"{name:<12} {_plain(value)}")
+    emit(found)
     return FAILED if found["problems"] else DONE
 
 
@@ -201,7 +156,7 @@ def _guarded(arguments: list[str]) -> int:
 
 
 def _end(code: int, message: str) -> int:
-    _say("featkd: " + " ".join(message.split()))
+    say("featkd: " + " ".join(message.split()))
     return code
 
 
@@ -211,16 +166,12 @@ def _write_log(arguments: list[str], error: Exception) -> str:
     parser.add_argument("--root", type=Path, default=Path("."))
     root = parser.parse_known_args(arguments)[0].root
     try:
-        path = runtime.log_path(_home(root), arguments[0] if arguments[:1] and arguments[0].isalpha() else "featkd")
+        path = runtime.log_path(home_of(root), arguments[0] if arguments[:1] and arguments[0].isalpha() else "featkd")
         with path.open("a", encoding="utf-8") as file:
             traceback.print_exception(error, file=file)
     except (InputError, OSError):  # what went wrong is told all the same
         return ""
     return f" (details: {path})"
-
-
-def _home(root: Path) -> Path:
-    return root.resolve() / ".featkd"
 
 
 def _plain(value: Any) -> str:
@@ -229,14 +180,6 @@ def _plain(value: Any) -> str:
     if isinstance(value, list):
         return "; ".join(_plain(part) for part in value) or "none"
     return str(value)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _emit(document: Any) -> None:
-    print(json.dumps(document, ensure_ascii=False), flush=True)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from featkd.models import given
 from featkd.result import Adequacy, DataSummary, Result
 from featkd.spec import Spec
 from featkd.store import Artefact
-from flows import preflight
+from flows import preflight, promotion
 from reports.sizes import sentence
 from reports.text import load
 from tasks import data, deploy, measure, publish, tracking, train
@@ -31,8 +31,6 @@ from tasks.data import folder_digest
 from tasks.live import Live
 from tasks.stages import say
 from tasks.train import Model
-
-LEDGER = "ledger"
 
 
 class Poc:
@@ -221,7 +219,7 @@ class Poc:
             comparisons=assemble.comparisons(evidence),
             sizes=sizes.sizes(candidates, self.spec.gates, assemble.paired(evidence)),
             assumptions=roi.assumptions(self.spec.cost),
-            overrides=ledger.overrides(self.context.home / LEDGER, self.spec.name),
+            overrides=ledger.overrides(self.context.home / ledger.FOLDER, self.spec.name),
             stages=self.context.log.stages,
             evidence={name: artefact.key for name, artefact in self.kept.items()},
         )
@@ -231,8 +229,7 @@ def run(spec: Spec, root: Path) -> dict[str, Any]:
     """The PoC in the working folder `root`. Wrong input is told before any work is done."""
     home = Path(root).resolve() / ".featkd"
     preflight.check(spec, home)
-    if problems := ledger.verify(ledger.read(home / LEDGER)):
-        raise RunError(f"the ledger {home / LEDGER} is broken: {problems[0]}; move it away to begin another")
+    ledger.whole(home / ledger.FOLDER)
     return poc(spec, root)
 
 
@@ -258,11 +255,12 @@ def poc(spec: Spec, root: Path) -> dict[str, Any]:
         publish.link_candidates(run_dir, getattr(work, "models", {}), work.onnx)
         publish.link_evidence(run_dir, work.kept)
         tracked = tracking.log(context, result, run_dir, live.end())
-    record = ledger.verdict(context.home / LEDGER, result)
+    record = ledger.verdict(context.home / ledger.FOLDER, result)
+    registered = promotion.offer(context, result, record)
     if how_small := sentence(result, load("en")):
         say(how_small)
     kept = {"record": record["number"], "hash": record["hash"]}
-    return {**summary(result, run_dir, tracked), "ledger": kept}
+    return {**summary(result, run_dir, tracked), "ledger": kept, "registry": registered}
 
 
 def _place(found: Evidence, seed: int | None) -> str:

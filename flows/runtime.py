@@ -168,6 +168,18 @@ def session(home: Path, command: str = "run", hub: bool = False) -> Iterator[Run
             os.environ.update(before)
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """For commands that ask MLflow, and run no flow."""
+    before = dict(os.environ)
+    os.environ.update(quiet_environment())
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def _drain_events() -> None:
     """Prefect sends task states in the background: let it finish while its server still listens."""
     if worker := sys.modules.get("prefect.events.worker"):

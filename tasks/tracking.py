@@ -92,7 +92,7 @@ def begin(home: Path, run_id: str, spec: dict[str, Any], spec_digest: str) -> Op
     """The run of a PoC that starts now, RUNNING. Those of this folder that were killed become FAILED."""
     home = Path(home).resolve()
     store = client(home)
-    experiment = _experiment(store, spec, home)
+    experiment = experiment_of(store, spec, home)
     held = home / "mlflow-running"
     held.mkdir(exist_ok=True)
     with FileLock(home / "mlflow.lock"):
@@ -105,13 +105,13 @@ def begin(home: Path, run_id: str, spec: dict[str, Any], spec_digest: str) -> Op
         lock.acquire()
     # 100 is what one request may carry
     shown = [Param(key, str(value)[:VALUE_LENGTH]) for key, value in params(spec).items()][:100]
-    _again(store.log_batch, parent, params=shown)
+    again(store.log_batch, parent, params=shown)
     return Opened(store, experiment, run_id, parent, lock)
 
 
 def add_point(opened: Opened, name: str, tokens: int, loss: float) -> None:
     """A point of a candidate's curve."""
-    _again(opened.store.log_metric, _child(opened, name), CURVE, loss, step=tokens)
+    again(opened.store.log_metric, _child(opened, name), CURVE, loss, step=tokens)
     opened.points.add((name, tokens))
 
 
@@ -132,11 +132,11 @@ def log_poc(
         opened = opened or begin(home, result.run_id, result.spec, result.spec_digest)
         store, parent = opened.store, opened.parent
         with _completed(store, parent, parent_tags(result, summary_markdown)):
-            _again(store.log_inputs, parent, datasets=[_dataset(result)])
+            again(store.log_inputs, parent, datasets=[_dataset(result)])
             for name, candidate in result.candidates.items():
                 _log_candidate(opened, name, candidate)
             for path in [run_dir / "result.json", *sorted(run_dir.glob("report*.html"))]:
-                _again(store.log_artifact, parent, str(path))
+                again(store.log_artifact, parent, str(path))
         _release(opened)
     except (MlflowException, OSError) as error:
         reason = str(error).partition("\n")[0][:300]
@@ -144,7 +144,7 @@ def log_poc(
     return {"tracking_uri": tracking_uri(home), "experiment_id": opened.experiment, "run_id": parent}
 
 
-def _again(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+def again(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     """Try again when the store is busy or the disk hiccups; what it says about our input is final."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -156,11 +156,11 @@ def _again(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
             time.sleep(0.3 * 2**attempt)
 
 
-def _experiment(store: mlflow.MlflowClient, spec: dict[str, Any], home: Path) -> str:
+def experiment_of(store: mlflow.MlflowClient, spec: dict[str, Any], home: Path) -> str:
     name = spec.get("tracking", {}).get("experiment") or spec["name"]
     # the lock is ours alone; on a server that is shared, another client may still be first
     with FileLock(home / "mlflow.lock"):
-        if found := _again(store.get_experiment_by_name, name):
+        if found := again(store.get_experiment_by_name, name):
             if found.lifecycle_stage == "deleted":
                 raise RunError(f"MLflow experiment {name!r} was deleted; restore it or set tracking.experiment")
             return found.experiment_id
@@ -169,12 +169,12 @@ def _experiment(store: mlflow.MlflowClient, spec: dict[str, Any], home: Path) ->
             # the page of training runs, not MLflow's default for agents and prompts
             return store.create_experiment(name, place, {"mlflow.experimentKind": "custom_model_development"})
         except MlflowException:
-            return _again(store.get_experiment_by_name, name).experiment_id
+            return again(store.get_experiment_by_name, name).experiment_id
 
 
 def _create(store: mlflow.MlflowClient, experiment: str, name: str, tags: dict[str, str]) -> str:
     common = {"mlflow.source.name": "featkd", "mlflow.source.type": "LOCAL"}
-    return _again(store.create_run, experiment, run_name=name, tags=common | tags).info.run_id
+    return again(store.create_run, experiment, run_name=name, tags=common | tags).info.run_id
 
 
 def _child(opened: Opened, name: str) -> str:
@@ -205,13 +205,13 @@ def _release(opened: Opened) -> None:
 def _completed(store: mlflow.MlflowClient, run_id: str, tags: dict[str, str]) -> Iterator[None]:
     """A run gets its tags; it is FINISHED on leaving, FAILED if that was by an exception."""
     try:
-        _again(store.log_batch, run_id, tags=[RunTag(key, value[:TAG_LENGTH]) for key, value in tags.items()])
+        again(store.log_batch, run_id, tags=[RunTag(key, value[:TAG_LENGTH]) for key, value in tags.items()])
         yield
     except BaseException:
         with contextlib.suppress(Exception):
             store.set_terminated(run_id, "FAILED")
         raise
-    _again(store.set_terminated, run_id)
+    again(store.set_terminated, run_id)
 
 
 def _dataset(result: Result) -> DatasetInput:
@@ -238,4 +238,4 @@ def _log_candidate(opened: Opened, name: str, candidate: Candidate) -> None:
     with _completed(opened.store, run_id, candidate_tags(candidate)):
         names = ("arm", "size", "seed", "precision")
         shown = [Param(name, str(value)) for name in names if (value := getattr(candidate, name)) is not None]
-        _again(opened.store.log_batch, run_id, metrics=[*figures, *points][:1000], params=shown)
+        again(opened.store.log_batch, run_id, metrics=[*figures, *points][:1000], params=shown)

@@ -56,7 +56,7 @@ def read(data: spec.Data, processes: int = 1, cache: Path | None = None) -> Iter
         keys = keys or ", ".join(map(str, row))
         found = {name: _text(row, field) if field else None for name, field in wanted.items()}
         unseen -= {wanted[name] for name, value in found.items() if value is not None}
-        choices = _field(row, data.choices_field) if data.choices_field else None
+        choices = field_value(row, data.choices_field) if data.choices_field else None
         unseen -= {data.choices_field} if choices is not MISSING else set()
         yield {
             "prompt": found["prompt"] or "",
@@ -160,7 +160,7 @@ def _local_files(patterns: list[str]) -> list[Path]:
 
 def _text(row: Row, field: str) -> str | None:
     """The field as text, '' where it is null; None where the row has no such field."""
-    value = _field(row, field)
+    value = field_value(row, field)
     if isinstance(value, dict | list):
         raise InputError(f"data: field {field!r} is not text but a {type(value).__name__}; write e.g. {field}.0")
     return None if value is MISSING else "" if value is None else str(value)
@@ -182,7 +182,7 @@ def _listed(choices: Any, field: str | None) -> str | None:
     return json.dumps([str(choice) for choice in choices if choice is not None], ensure_ascii=False)
 
 
-def _field(row: Row, field: str) -> Any:
+def field_value(row: Row, field: str) -> Any:
     """What stands there; MISSING where the row has no such field."""
     value: Any = row
     for part in [field] if field in row else field.split("."):

@@ -22,7 +22,8 @@ from featkd.result import Override, Result
 
 SCHEMA = "featkd.decision/1"
 FIRST = "0" * 64
-Kind = Literal["verdict", "override"]
+FOLDER = "ledger"  # in .featkd
+Kind = Literal["verdict", "override", "promotion", "rollback", "audit"]
 Record = dict[str, Any]
 
 
@@ -33,10 +34,7 @@ def append(folder: Path, kind: Kind, decided_by: str, **told: Any) -> Record:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f"{folder.name}.lock")):
-        known = read(folder)
-        problems = verify(known)
-        if problems:
-            raise RunError(f"the ledger {folder} is broken, nothing is added: {problems[0]}; featkd audit --verify")
+        known = whole(folder)
         record = {
             "schema": SCHEMA,
             "number": len(known) + 1,
@@ -60,6 +58,15 @@ def append(folder: Path, kind: Kind, decided_by: str, **told: Any) -> Record:
 def read(folder: Path) -> list[Record]:
     """The records in the order of their numbers; what cannot be read is a record that says so."""
     return [_read(file) for file in sorted(folder.glob("[0-9]*.json"))]
+
+
+def whole(folder: Path) -> list[Record]:
+    """As `read`. Raises RunError where the chain is broken."""
+    records = read(folder)
+    if problems := verify(records):
+        raise RunError(f"the ledger {folder} is broken, nothing is done: {problems[0]}; see featkd audit --verify, "
+                       "move it away to begin another")  # fmt: skip
+    return records
 
 
 def verify(records: list[Record]) -> list[str]:
@@ -121,7 +128,7 @@ def override(folder: Path, result: Result, candidate: str, verdict: str, reason:
     return append(
         folder,
         "override",
-        by or _user(),
+        by or user(),
         poc=result.name,
         run_id=result.run_id,
         candidate=candidate,
@@ -132,7 +139,8 @@ def override(folder: Path, result: Result, candidate: str, verdict: str, reason:
     )
 
 
-def _user() -> str:
+def user() -> str:
+    """Who runs this command. Raises InputError where that is not known."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

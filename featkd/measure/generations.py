@@ -43,7 +43,7 @@ def generate(
     tokenizer = AutoTokenizer.from_pretrained(onnx_dir, local_files_only=True)
     model = Generator(onnx_dir, threads, device)
     texts = [tokenizer.decode(prompt) for prompt in prompts]
-    known, rows = _scripts(texts), []
+    known, rows = scripts(texts), []
     for sampling in (GREEDY, SAMPLED):
         all_said = _continued(model, prompts, new_tokens, sampling)
         for number, (text, said) in enumerate(zip(texts, all_said, strict=True)):
@@ -113,7 +113,7 @@ def _continued(model: Any, prompts: list[list[int]], new_tokens: int, sampling: 
     return said
 
 
-def _scripts(texts: list[str]) -> set[str]:
+def scripts(texts: list[str]) -> set[str]:
     counts = Counter(_script(letter) for text in texts for letter in text if letter.isalpha())
     total = sum(counts.values())
     return {script for script, count in counts.items() if count >= USED * total}

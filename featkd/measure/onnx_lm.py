@@ -7,7 +7,6 @@ softmax see continuation positions only.
 """
 
 import os
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -29,12 +28,10 @@ from lm_eval.models.utils import (
 from featkd.deploy.generate import Generator
 from featkd.deploy.session import OnnxModel
 from featkd.errors import InputError
-from featkd.measure.scoring import Scored, judged_rows, left_pad, right_pad
+from featkd.measure.scoring import Scored, batches, judged_rows, left_pad, right_pad
 
 DEFAULT_MAX_LENGTH = 2048  # as HFLM
 MAX_NEW_TOKENS = 256  # as HFLM
-LOGITS_BYTES = 512 * 2**20  # most that the logits of one forward pass may take; one row is always taken
-TOKENS = 1024  # of one forward pass on a processor: with more, rows of other lengths are padded and nothing is gained
 Request = tuple[Any, list[int], list[int]]
 
 
@@ -44,8 +41,7 @@ class OnnxLM(TemplateLM):
     Args:
         model: an open OnnxModel.
         tokenizer: its tokenizer (transformers), with an end or begin token.
-        batch_size: sequences per forward pass; fewer where their logits would take more than LOGITS_BYTES, or on a
-            processor they have more than TOKENS.
+        batch_size: sequences per forward pass, at most; see scoring.batches.
     Raises InputError when the tokenizer has neither token.
     """
 
@@ -198,22 +194,7 @@ class OnnxLM(TemplateLM):
     def _batches(
         self, items: list[Any], length: Callable[[Any], int], kept: Callable[[Any], int]
     ) -> Iterator[list[Any]]:
-        """At most `batch_size` items, their logits within LOGITS_BYTES and their tokens within TOKENS.
-
-        length: tokens of an item; kept: its positions that get logits.
-        """
-        room = LOGITS_BYTES // (4 * self.model.vocab_size)
-        most = TOKENS if self.model.device == "cpu" else sys.maxsize
-        batch: list[Any] = []
-        for item in items:
-            rows = [*batch, item]
-            fits = len(rows) * max(map(kept, rows)) <= room and len(rows) * max(map(length, rows)) <= most
-            if batch and (len(batch) == self.batch_size or not fits):
-                yield batch
-                rows = [item]
-            batch = rows
-        if batch:
-            yield batch
+        return batches(items, length, kept, self.model, self.batch_size)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Greedy continuations up to a stop string or an end token, `batch_size` side by side.

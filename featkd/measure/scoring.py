@@ -1,10 +1,16 @@
 """Log-likelihoods of texts from a batch of logits, and batches of texts of unequal length."""
 
-from typing import NamedTuple
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from featkd.deploy.session import OnnxModel
+
+LOGITS_BYTES = 512 * 2**20  # most that the logits of one forward pass may take; one row is always taken
+TOKENS = 1024  # of one forward pass on a processor: with more, rows of other lengths are padded and nothing is gained
 PART = 256  # positions whose softmax is taken at a time
 Scored = tuple[float, bool]  # log-likelihood in nats, whether every token is the greedy one
 
@@ -45,3 +51,24 @@ def right_pad(texts: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
         ids[row, : len(text)] = text
         mask[row, : len(text)] = 1
     return ids, mask
+
+
+def batches(
+    items: list[Any], length: Callable[[Any], int], kept: Callable[[Any], int], model: OnnxModel, batch_size: int
+) -> Iterator[list[Any]]:
+    """At most `batch_size` items, their logits within LOGITS_BYTES and on a processor their tokens within TOKENS.
+
+    length: tokens of an item; kept: its positions that get logits.
+    """
+    room = LOGITS_BYTES // (4 * model.vocab_size)
+    most = TOKENS if model.device == "cpu" else sys.maxsize
+    batch: list[Any] = []
+    for item in items:
+        rows = [*batch, item]
+        fits = len(rows) * max(map(kept, rows)) <= room and len(rows) * max(map(length, rows)) <= most
+        if batch and (len(batch) == batch_size or not fits):
+            yield batch
+            rows = [item]
+        batch = rows
+    if batch:
+        yield batch

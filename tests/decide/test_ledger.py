@@ -54,7 +54,7 @@ def rehashed(folder):
 def test_harm_is_seen_and_nothing_more_is_added(folder, harm, told):
     harm(folder)
     (problem,) = ledger.verify(ledger.read(folder))
-    with pytest.raises(RunError, match=f"ledger .* is broken, nothing is added: {told}"):
+    with pytest.raises(RunError, match=f"ledger .* is broken, nothing is done: {told}"):
         ledger.append(folder, "verdict", "featkd", poc="p", run_id="next")
     assert problem and not any("next" in file.read_text() for file in files(folder))
 

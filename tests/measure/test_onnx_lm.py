@@ -71,7 +71,7 @@ def test_the_begin_token_is_no_text(exported):
 
 
 def test_a_small_budget_for_logits_changes_no_result(exported, monkeypatch):
-    from featkd.measure import onnx_lm
+    from featkd.measure import scoring
 
     model, shapes = opened(exported("llama").onnx), []
     pairs = [(tiny_models.text(n % 4, 9), " " + tiny_models.text(n, 1 + n % 7)) for n in range(14)]
@@ -92,7 +92,7 @@ def test_a_small_budget_for_logits_changes_no_result(exported, monkeypatch):
     monkeypatch.setattr(model.model, "_run", spy)
     expected, greedy = scored()
     assert max(batch * kept for batch, kept, _ in shapes) > 12
-    monkeypatch.setattr(onnx_lm, "LOGITS_BYTES", 12 * 4 * model.model.vocab_size)
+    monkeypatch.setattr(scoring, "LOGITS_BYTES", 12 * 4 * model.model.vocab_size)
     found, greedy_found = scored()
     assert all(batch == 1 or batch * kept <= 12 for batch, kept, _ in shapes)
     assert max(batch for batch, _, _ in shapes) > 1
