@@ -188,4 +188,6 @@ class Audit(Section):
         for name in [*self.margins, *self.limits]:
             if name not in FIGURES_OF_LOGS:
                 raise ValueError(f"no figure {name}; write one of {', '.join(FIGURES_OF_LOGS)}")
+        if "far_off" in self.limits:
+            raise ValueError("limits: far_off is a figure beside the first audit; write a limit of surprise")
         return self

@@ -96,19 +96,22 @@ def _p(name: str, values: np.ndarray, then: np.ndarray) -> float:
 
 def _against_limit(name: str, limit: float, now: "DataFrame") -> Tested | None:
     values = _values(name, now)
-    if name == "far_off" or len(values) < FEWEST:
+    if len(values) < FEWEST:
         return None
     most = -limit if name == "feedback" else limit
-    if name in SHARES:
-        p = float(
-            stats.binomtest(int(values.sum()), len(values), min(1.0, max(0.0, most)), alternative="greater").pvalue
-        )
-    else:
-        p = float(stats.ttest_1samp(values, most, alternative="greater").pvalue) if values.std() else 1.0
     return Tested(
-        figure=name, looks=1, examples=len(values), value=_told(name, values.mean()), limit=limit, p=p, level=0.0,
-        alarm=bool(values.mean() > most),
+        figure=name, looks=1, examples=len(values), value=_told(name, values.mean()), limit=limit,
+        p=_p_above(name, values, most), level=0.0, alarm=bool(values.mean() > most),
     )  # fmt: skip
+
+
+def _p_above(name: str, values: np.ndarray, most: float) -> float:
+    if name in SHARES:
+        count, share = int(values.sum()), min(1.0, max(0.0, most))
+        return float(stats.binomtest(count, len(values), share, alternative="greater").pvalue)
+    if values.std() == 0:  # all alike: the sign test
+        return 0.5 ** len(values) if values[0] > most else 1.0
+    return float(stats.ttest_1samp(values, most, alternative="greater").pvalue)
 
 
 def _values(name: str, table: "DataFrame") -> np.ndarray:
