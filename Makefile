@@ -8,6 +8,7 @@
 #                      ONLY=random_init, copied_init or little_data: that setting alone
 # make bench-deploy   decoding, lm-eval and the latency tool beside their rivals; onnxruntime-genai in a .venv-genai
 # make bench-verdict   thousands of synthetic PoCs with a planted truth: is the verdict right? 20 minutes
+# make bench-audit   a year of weekly audits, again and again: false alarms, and how soon a bad student is found
 # make bench-norms   the form of the norm term: a search of about half an hour
 SHELL := /bin/bash
 BIN := .venv/bin
@@ -16,7 +17,7 @@ PIP_OPTIONS ?=
 UV := uv==0.13.9
 LOCK := --universal --no-header --no-annotate pyproject.toml
 
-.PHONY: poc test test-slow ui bench-arms bench-deploy bench-engine bench-features bench-head bench-norms bench-quality bench-scale bench-verdict lint lock clean
+.PHONY: poc test test-slow ui bench-arms bench-audit bench-deploy bench-engine bench-features bench-head bench-norms bench-quality bench-scale bench-verdict lint lock clean
 .DEFAULT_GOAL := poc
 
 poc: .venv/.installed
@@ -42,6 +43,9 @@ bench-quality: .venv/.installed
 
 bench-verdict: .venv/.installed
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/verdict.py
+
+bench-audit: .venv/.installed
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/audit.py
 
 bench-scale: .venv/.installed
 	@$(BIN)/python tests/benchmarks/scale.py
