@@ -99,7 +99,7 @@ def main() -> None:
         f"Simulated histories of {WEEKS} weekly audits, tested as `featkd audit` tests. false_alarm: share of healthy "
         f"histories with an alarm, of {HISTORIES} (allowed: 0.05). Of students that go bad in week {GOES_BAD}: how "
         "many were found by the end, and after how many audits. shift: nats per token further off; bad: share of "
-        "babble; tail: of the surprise's lognormal law. found_worst and weeks are of 200 answers per audit, the default."
+        "babble; tail: of the surprise's lognormal law. found_worst, weeks: of 200 answers per audit, the default."
     )
     write("audit", rows, summarise(rows), lead)
 
