@@ -39,8 +39,37 @@ class Agreement(Part):
     worst_class: WorstClass | None = Field(None, description="Where examples have classes.")
 
 
+class Tokens(Part):
+    """Next tokens of held-out text, given what is before them."""
+
+    tokens: int
+    kl: Interval = Field(description="From the teacher's distribution to the candidate's, nats per token.")
+    agreement: Interval = Field(description="Share of tokens of which both have the same first choice.")
+
+
+class Layers(Part):
+    """States of a student beside the teacher's: layer 0 is the embedding, n the output of block n."""
+
+    cka: list[list[float]] = Field(description="Debiased linear CKA [student layers + 1, teacher layers + 1].")
+    cosine: list[float] = Field(
+        description="Per student layer, mean cosine of the teacher's state at the same depth with what the best linear "
+        "map makes of the student's, on text that the map has not seen."
+    )
+    norm_ratio: list[float] = Field(description="Mean norm of that over the teacher's, of centred states.")
+
+
+class Transfer(Part):
+    """What of the teacher's representations is in a student, in float32 and before it is exported."""
+
+    why: str | None = None
+    tokens: int | None = None
+    before: Layers | None = Field(None, description="With its first weights.")
+    after: Layers | None = Field(None, description="As it was trained.")
+
+
 class Fidelity(Part):
     why: str | None = None
+    held_out: Tokens | None = None
     tasks: dict[str, Agreement] = Field(default_factory=dict)
 
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from featkd.behaviour import Fidelity, Guardrails
+from featkd.behaviour import Fidelity, Guardrails, Transfer
 from featkd.parts import Interval, Part
 
 Verdict = Literal["go", "no-go", "inconclusive"]
@@ -234,6 +234,7 @@ class Candidate(Part):
     failure: str | None = Field(None, description="Why it could not be exported or measured, in one line.")
     quality: Quality
     fidelity: Fidelity
+    transfer: Transfer = Field(Transfer(why="transfer-off"), description="Of the seed that ships.")
     guardrails: Guardrails
     latency: Latency
     memory: Memory

@@ -8,7 +8,17 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from featkd.behaviour import Agreement, Calibration, Check, Fidelity, Guardrails, WorstClass  # noqa: F401
+from featkd.behaviour import (  # noqa: F401
+    Agreement,
+    Calibration,
+    Check,
+    Fidelity,
+    Guardrails,
+    Layers,
+    Tokens,
+    Transfer,
+    WorstClass,
+)
 from featkd.candidate import (  # noqa: F401  (readers of the document import nothing but this module)
     Alignment,
     Candidate,

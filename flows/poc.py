@@ -22,7 +22,7 @@ from featkd.models import given
 from featkd.result import Adequacy, DataSummary, Result
 from featkd.spec import Spec
 from featkd.store import Artefact
-from flows import preflight, promotion
+from flows import beside, preflight, promotion
 from reports.sizes import sentence
 from reports.text import load
 from tasks import data, deploy, measure, publish, tracking, train
@@ -111,21 +111,12 @@ class Poc:
         accuracy = measure.accuracy(self.context, label, onnx, self.tasks)
         if ships:
             self.kept[f"accuracy-{found.name}"] = accuracy
-            self._guard(found, onnx)
+            if self.suites is not None:
+                self.kept |= beside.guardrails(self.context, found, onnx, self.suites)
+            if found.arm != "teacher":
+                teacher = self._shipped(self.evidence["teacher"])
+                self.kept |= beside.tokens(self.context, found, teacher, onnx, self.tasks)
         return _samples(accuracy)
-
-    def _guard(self, found: Evidence, onnx: Artefact) -> None:
-        """Bias suites and generated texts. Without them the others go on, and gates on them are missing."""
-        if self.suites is None:
-            return
-        try:
-            made = measure.guardrails(self.context, found.name, onnx, self.suites)
-        except (InputError, RunError) as error:
-            say(f"{error}; the rest goes on")
-            found.guards_why, found.failure = "guardrails-failed", str(error)
-            return
-        self.kept[f"guardrails-{found.name}"] = made
-        found.guards = (_table(made, "samples"), _table(made, "generations"))
 
     def overlap(self) -> None:
         self.kept["overlap"] = measure.overlap(self.context, self.corpus, self.kept["accuracy-teacher"])
@@ -156,6 +147,8 @@ class Poc:
             models = {seed: self.models[found.arm, found.size, seed] for seed in self.spec.seeds}
             found.training = models[self.spec.seeds[0]].training
             self.measure_quality(name, models)
+            made = (self.teacher, models[self.spec.seeds[0]], self.blocks, self.tasks)
+            self.kept |= beside.layers(self.context, found, *made)
             if found.arm == "sft" and self.adequacy().action == "stopped":
                 return
 
@@ -270,11 +263,6 @@ def _place(found: Evidence, seed: int | None) -> str:
 
 def _samples(accuracy: Artefact) -> Any:
     return pandas.read_parquet(accuracy.path / "samples.parquet")
-
-
-def _table(made: Artefact, name: str) -> Any:
-    file = made.path / f"{name}.parquet"
-    return pandas.read_parquet(file) if file.is_file() else None
 
 
 def summary(result: Result, run_dir: Path, tracked: dict[str, Any]) -> dict[str, Any]:

@@ -20,12 +20,13 @@ import yaml
 from featkd import spec
 from featkd.data import answers
 from featkd.data.corpus import documents
-from featkd.data.tokens import context_and_text, encode, encode_pairs, head, tail
+from featkd.data.tokens import context_and_text, encode, encode_pairs, fitted, head, tail
 from featkd.errors import InputError
 
 PREFIX = "heldout_"
 CHOICES = 4
 MIN_EXAMPLES = 8
+TEXTS, TEXT_TOKENS = 400, 16_384
 PREFIX_ROOM = 1  # the token before the first one that is scored
 REMEDY = {
     "heldout_continuation": "few are long enough; lower quality.continuation_tokens (and, for plain text, "
@@ -42,7 +43,7 @@ def build(
     """Write the tasks that `quality.tasks` names with the prefix heldout_. `window`: the models' positions.
 
     Returns {"chance": {task: value}, "examples": {task: n}, "rows": held-out documents}. Also writes probe.json: token
-    ids for the parity check.
+    ids for the parity check; and texts.json: token ids {before, text, group} of held-out documents.
     Raises InputError when the held-out documents do not give enough examples.
     """
     rows = held_out(corpus, tokenizer, data)
@@ -70,6 +71,7 @@ def build(
         meta["chance"][name] = chance
         meta["examples"][name] = len(examples)
     (out / "probe.json").write_text(json.dumps(_probe(rows, tokenizer, window)))
+    (out / "texts.json").write_text(json.dumps(_texts(rows, tokenizer, window)))
     return meta
 
 
@@ -200,6 +202,19 @@ def write(name: str, config: dict[str, Any], examples: list[dict], out: Path) ->
         "metadata": {"version": 1},
     }
     (out / f"{name}.yaml").write_text(yaml.safe_dump(task, sort_keys=False, allow_unicode=True))
+
+
+def _texts(rows: list[dict], tokenizer: Any, window: int) -> list[dict[str, Any]]:
+    """At most TEXTS documents and about TEXT_TOKENS tokens of them, on which representations are compared."""
+    found, tokens = [], 0
+    for row in rows[:TEXTS]:
+        if tokens >= TEXT_TOKENS:
+            break
+        made = fitted(tokenizer, row["context"], row["text"], window)
+        if made.before or len(made.text) > 1:
+            found.append({"before": made.before, "text": made.text, "group": row["group"]})
+            tokens += len(made.text)
+    return found
 
 
 def _probe(rows: list[dict], tokenizer: Any, window: int) -> list[list[int]]:

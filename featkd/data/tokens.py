@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -132,6 +132,26 @@ def _longest(tokenizer: Any, part: Callable[[int], str], size: int, most: int) -
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
+
+
+class Fitted(NamedTuple):
+    """Ids of what stands before a text, and of the text; cut: the text was longer."""
+
+    before: list[int]
+    text: list[int]
+    cut: bool
+
+
+def fitted(tokenizer: Any, context: str, text: str, window: int) -> Fitted:
+    """What models of `window` positions take of a text: the end of its context, half of the window at most, and the
+    beginning of itself. The text's last token is not given to them, only asked for."""
+    shown = tail(tokenizer, context, window // 2)
+    before = encode(tokenizer, [shown])[0]
+    before = beginning(tokenizer, before) + before
+    room = window + 1 - len(before)
+    kept = head(tokenizer, text, room)
+    ((_, ids),) = encode_pairs(tokenizer, [(shown, kept)])
+    return Fitted(before, ids[:room], len(kept) < len(text))
 
 
 def separator(tokenizer: Any) -> int | None:

@@ -91,6 +91,7 @@ def _candidate(found: Evidence, sections: Measured, decision: result.Decision) -
         training=found.training,
         parity=found.parity,
         failure=found.failure,
+        transfer=result.Transfer(why="baseline") if found.arm == "teacher" else found.transfer,
         **vars(sections),
         verdict=decision,
     )

@@ -14,7 +14,8 @@ class Evidence:
     accuracy-failed, latency-failed, teacher-inadequate; `failure` is what went wrong, in one line.
 
     samples: per-example scores of the seed that ships (featkd.measure.accuracy); replicates: of every seed.
-    latency: raw timings (featkd.measure.latency). guards: samples and generations of the guardrail stage.
+    latency: raw timings (featkd.measure.latency). guards: samples and generations of the guardrail stage. tokens: rows
+    of featkd.measure.transfer.tokens; transfer: of its layers.
     """
 
     name: str
@@ -28,6 +29,8 @@ class Evidence:
     samples: Any = None
     replicates: dict[str, Any] = field(default_factory=dict)
     latency: dict[str, Any] | None = None
+    tokens: Any = None
+    transfer: result.Transfer = result.Transfer(why="not-run")
     guards: tuple[Any, Any] | None = None
     guards_why: str = "guardrails-off"
     why: str = "not-run"
@@ -136,7 +139,8 @@ def _fidelity(found: Evidence, teacher: Evidence, level: float = statistics.LEVE
         for task, rows in found.samples.groupby("task", sort=False)
         if (rows["n_choices"] > 1).all()
     }
-    return result.Fidelity(tasks=tasks, why=None if tasks else "no-choice-task")
+    held_out = None if found.tokens is None else fidelity.tokens(found.tokens, level)
+    return result.Fidelity(tasks=tasks, held_out=held_out, why=None if tasks or held_out else "no-choice-task")
 
 
 def _guardrails(found: Evidence, teacher: Evidence, level: float = statistics.LEVEL) -> result.Guardrails:

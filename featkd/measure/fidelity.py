@@ -9,7 +9,7 @@ import numpy as np
 
 from featkd.errors import InputError
 from featkd.measure.statistics import LEVEL, Sample, aligned, groups, mean
-from featkd.result import Agreement, Calibration, Interval, WorstClass
+from featkd.result import Agreement, Calibration, Interval, Tokens, WorstClass
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -48,6 +48,16 @@ def agreement(candidate_rows: "DataFrame", teacher_rows: "DataFrame", level: flo
         kl=mean(_divergence(theirs_p, mine_p), documents, level) if mine_p is not None else None,
         calibration=_calibration(mine_p, theirs_p, gold, documents, level),
         worst_class=_worst_class(candidate, teacher, documents, level),
+    )
+
+
+def tokens(rows: "DataFrame", level: float = LEVEL) -> Tokens:
+    """Next tokens of held-out text; rows of tokens.parquet. Intervals allow for tokens of one document being alike."""
+    documents = rows["group"].to_numpy()
+    return Tokens(
+        tokens=len(rows),
+        kl=mean(rows["kl"].to_numpy(np.float64), documents, level),
+        agreement=mean(rows["same"].to_numpy(np.float64), documents, level),
     )
 
 

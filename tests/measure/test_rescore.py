@@ -5,8 +5,9 @@ import pytest
 import tiny_models
 
 from featkd import spec
+from featkd.data.tokens import Fitted
 from featkd.deploy.session import OnnxModel
-from featkd.measure.rescore import Text, _log_probabilities, rescore
+from featkd.measure.rescore import _log_probabilities, rescore
 
 DATA = spec.Data(files=["x"], prompt_field="prompt", response_field="response", prompt_format="plain")
 
@@ -55,7 +56,7 @@ def test_a_model_agrees_with_its_own_first_choices_and_does_not_diverge_from_its
 
     folder, prompts = exported("llama").onnx, exported("llama").probe
     texts = [
-        Text(prompt[:n], Generator(folder, 2).generate(prompt[:n], 6))
+        Fitted(prompt[:n], Generator(folder, 2).generate(prompt[:n], 6), False)
         for prompt, n in zip(prompts, (5, 9, 7), strict=True)
     ]
     _, first = _log_probabilities(OnnxModel(folder, 2), texts)
