@@ -135,14 +135,15 @@ class Cost(Section):
 
 
 class Gate(Section):
-    """One rule. Metrics: quality.<task>.retained, quality.<task>.ratio,
+    """One rule. Metrics: quality.<task>.retained, quality.<task>.ratio, quality.<task>.estimate (the score itself),
     quality.<task>.overlap (share of its examples that stand in the training text), fidelity.<task>.agreement,
+    fidelity.<task>.kl, of fidelity also of held_out, the next tokens of held-out text,
     latency.decode_speedup, latency.ttft_speedup, memory.rss_ratio, roi.payback_months, roi.monthly_saving_usd (after
     upkeep), guardrails.<check>.worse (how much worse than the teacher, e.g. guardrails.crows_pairs.stereotype.worse,
     guardrails.generation.repetition.worse)."""
 
     metric: str = Field(
-        pattern=r"^(quality\.[\w.-]+\.(retained|ratio|overlap)|fidelity\.[\w.-]+\.agreement|guardrails\.[\w.-]+\.worse"
+        pattern=r"^(quality\.[\w.-]+\.(retained|ratio|estimate|overlap)|fidelity\.[\w.-]+\.(agreement|kl)|guardrails\.[\w.-]+\.worse"
         r"|latency\.(decode|ttft)_speedup|memory\.rss_ratio|roi\.(payback_months|monthly_saving_usd))$",
         description="What is judged.",
     )

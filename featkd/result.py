@@ -83,6 +83,15 @@ class SizeCurve(Part):
     points: list[SizePoint]
 
 
+class Crossing(Part):
+    """At how many parameters a line through the students of one arm crosses a gate, see featkd.decide.frontier."""
+
+    metric: str = Field(description="Of the gate.")
+    arm: str
+    precision: str
+    parameters: Interval
+
+
 class Sizes(Part):
     """How small a student may be: the frontier of size against quality, and the smallest that passes."""
 
@@ -94,11 +103,14 @@ class Sizes(Part):
     )
     why: str | None = Field(None, description="Code of what forbids every go, as in a decision.")
     curves: list[SizeCurve] = Field(default_factory=list)
+    crossings: list[Crossing] = Field(default_factory=list, description="With three sizes or more.")
 
 
 class AdequacyCheck(Part):
     task: str
-    against: Literal["chance", "sft"]
+    against: Literal["chance", "sft", "reference"] = Field(
+        description="reference: the most perplexity that teacher.reference_perplexity and its factor allow."
+    )
     control: str | None = Field(None, description="Against sft: which candidate the teacher was compared to.")
     teacher: Interval
     other: Interval
@@ -123,9 +135,19 @@ class Rollout(Part):
     canary_requests: int = Field(description="Answered by the student alone, and as many by the teacher alone.")
 
 
+class NextStep(Part):
+    """What to try next, see featkd.decide.advice."""
+
+    code: Literal["more-examples", "train-longer", "more-data", "larger-student", "cheaper-student", "other-layers"]
+    candidate: str
+    value: float | None = Field(None, description="What the code is about: examples, a share, how often.")
+    task: str | None = None
+
+
 class Recommendation(Part):
     candidate: str | None = None
     code: Literal["replace", "keep-teacher", "undecided", "teacher-inadequate"]
+    next: list[NextStep] = Field(default_factory=list, description="Where there is no go, the most telling first.")
     rollout: Rollout | None = Field(None, description="Of the candidate; None without a gate on an accuracy.")
 
 

@@ -1,5 +1,5 @@
-"""The PoC spec: one frozen, validated tree. featkd/specfile.py reads it from YAML; what a student learns from is in
-teaching.py, how it is trained in training.py, what judges it in judging.py.
+"""The PoC spec: one frozen, validated tree. featkd/specfile.py reads it from YAML; where the documents come from is in
+source.py, what a student learns from in teaching.py, how it is trained in training.py, what judges it in judging.py.
 
 Unknown keys are errors. What can change a result stands here or in the recorded environment.
 """
@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from featkd.judging import Audit, Cost, Gate, Guardrails, Latency, Quality, Section
+from featkd.source import Data
 from featkd.teaching import Distillation, Recipe, TeacherSignal, recipes
 from featkd.training import Compute, Optimisation, TeacherTraining
 
@@ -24,79 +25,6 @@ class CandidateName(NamedTuple):
     precision: str
 
 
-class Data(Section):
-    """Where the documents come from. Exactly one of `builtin`, `files`, `hub`."""
-
-    builtin: Literal["docstrings"] | None = Field(
-        None, description="A corpus that needs no download: docstrings of installed packages."
-    )
-    packages: list[str] = Field(
-        default_factory=list,
-        description="Import names read by `builtin: docstrings`; 'stdlib' is the standard library.",
-    )
-    files: list[str] = Field(
-        default_factory=list,
-        description="Local files or globs: .txt, .jsonl, .json, .csv, .tsv, .parquet. Relative to the spec's folder.",
-    )
-    hub: str | None = Field(None, description="A dataset id on the Hugging Face hub. Downloads.")
-    revision: str | None = Field(None, description="The commit of a hub dataset. Default: the newest.")
-    hub_config: str | None = Field(None, description="The configuration of a hub dataset, if it has several.")
-    split: str = Field("train", description="The split to read from a hub dataset.")
-    sample_by: Literal["document", "paragraph", "line"] = Field(
-        "paragraph", description="What one document is in a .txt file."
-    )
-    text_field: str = Field("text", description="Column with plain text. Dots reach into nested fields: 'a.0.b'.")
-    prompt_field: str | None = Field(None, description="Column with the prompt. Set together with `response_field`.")
-    response_field: str | None = Field(None, description="Column with the response; loss is taken on it alone.")
-    prompt_format: Literal["auto", "chat", "plain"] = Field(
-        "auto",
-        description="How a prompt is put before its response. chat: the tokenizer's chat template; plain: a line "
-        "break between them; auto: chat where the tokenizer has a template.",
-    )
-    attention: Literal["document", "block"] = Field(
-        "document",
-        description="What a training token attends to. document: its own document alone, as when it is scored; block: "
-        "whatever stands before it in its block, other documents too: faster, the more so the longer the block.",
-    )
-    choices_field: str | None = Field(
-        None,
-        description="Column with a list of answers, for the heldout_choice task; a row whose response is not among "
-        "them is left out.",
-    )
-    group_field: str | None = Field(
-        None,
-        description="Column that names where a row is from, e.g. a document: rows of one are on one side of the split. "
-        "Default: rows of one prompt are.",
-    )
-    label_field: str | None = Field(
-        None, description="Column with a class, for the heldout_routing task; training documents end with it."
-    )
-    label_prompt: str = Field("\n\nLibrary:", description="Text between a document and its label.")
-    held_out: float = Field(0.05, gt=0, lt=0.5, description="Share of the documents held out for the tasks.")
-    min_chars: int = Field(1, ge=1, description="Shorter documents and passages are dropped.")
-    max_chars: int = Field(
-        20_000,
-        ge=16,
-        description="Longer plain text is split into passages, at paragraph ends where possible; responses are not.",
-    )
-    max_documents: int | None = Field(None, ge=10, description="Keep at most so many documents (by content hash).")
-
-    @model_validator(mode="after")
-    def _one_source(self) -> "Data":
-        given = [name for name in ("builtin", "files", "hub") if getattr(self, name)]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of builtin, files, hub (given: {', '.join(given) or 'none'})")
-        if self.builtin and not self.packages:
-            raise ValueError("builtin: docstrings needs packages, e.g. packages: [stdlib, numpy]")
-        if bool(self.prompt_field) != bool(self.response_field):
-            raise ValueError("prompt_field and response_field go together: set both or neither")
-        if self.choices_field and not self.prompt_field:
-            raise ValueError("choices_field needs prompt_field and response_field")
-        if self.min_chars > self.max_chars:
-            raise ValueError("min_chars is above max_chars: write a smaller min_chars")
-        return self
-
-
 class Teacher(Section):
     """The model to replace. Exactly one of `model`, `train`."""
 
@@ -104,6 +32,12 @@ class Teacher(Section):
         None, description="A folder with a causal LM and its tokenizer, or a hub id (written 'hub:owner/name')."
     )
     train: TeacherTraining | None = Field(None, description="Train one on the data instead.")
+    reference_perplexity: float | None = Field(
+        None, gt=1, description="Perplexity per token that a given teacher is known for on text it knows well."
+    )
+    reference_factor: float = Field(
+        3.0, ge=1, description="How many times that it may be on the data: far above, the teacher does not know them."
+    )
     if_inadequate: Literal["stop", "warn"] = Field(
         "stop", description="What to do when the teacher is no better than chance or than the plain student."
     )
@@ -259,8 +193,9 @@ class Spec(Section):
             if gate.metric.startswith("guardrails.") and check not in self.guardrails.checks:
                 if "." in check or not self.guardrails.tasks:  # a group's tasks have names of their own
                     raise ValueError(f"gates: {gate.metric}: guardrails gives {', '.join(self.guardrails.checks)}")
-            task = gate.metric.split(".")[1:-1]
-            if gate.metric.startswith(("quality.", "fidelity.")) and ".".join(task) not in self.quality.tasks:
+            section, *task = gate.metric.split(".")[:-1]
+            known = [*self.quality.tasks, "held_out"] if section == "fidelity" else self.quality.tasks
+            if section in ("quality", "fidelity") and ".".join(task) not in known:
                 raise ValueError(f"gates: {gate.metric} names a task that quality.tasks does not list")
         return self
 

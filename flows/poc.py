@@ -15,11 +15,11 @@ from prefect import flow
 
 from featkd import environment
 from featkd.child import Event
-from featkd.decide import assemble, ledger, roi, rollout, sizes, verdict
+from featkd.decide import advice, assemble, frontier, ledger, roi, rollout, sizes, verdict
 from featkd.decide.evidence import Evidence, scores
 from featkd.errors import InputError, ModelFailed, RunError
 from featkd.models import given
-from featkd.result import Adequacy, DataSummary, Result
+from featkd.result import Adequacy, Candidate, DataSummary, Result, Sizes
 from featkd.spec import Spec
 from featkd.store import Artefact
 from flows import beside, preflight, promotion
@@ -135,7 +135,9 @@ class Poc:
             for name, found in self.evidence.items()
             if found.arm == "sft" and found.samples is not None
         }
-        return verdict.adequacy(scores(teacher, teacher, self.chance), controls, self.spec.teacher.if_inadequate)
+        asked = self.spec.teacher
+        most = asked.reference_perplexity and asked.reference_perplexity * asked.reference_factor
+        return verdict.adequacy(scores(teacher, teacher, self.chance), controls, asked.if_inadequate, most)
 
     def students(self) -> None:
         """Distil, then export and evaluate each student, the controls first; stop if the teacher is inadequate."""
@@ -177,12 +179,17 @@ class Poc:
         with self.context.log.timed("roi"):
             seen = pandas.read_parquet(self.kept["overlap"].path / "overlap.parquet")
             candidates = assemble.candidates(self.spec, evidence, self.chance, adequacy, seen)
+        comparisons = assemble.comparisons(evidence)
         with self.context.log.timed("gates") as entry:
             recommendation = verdict.recommend(candidates, adequacy.adequate)
             if recommendation.candidate:
                 chosen, teacher = candidates[recommendation.candidate], candidates["teacher"]
                 plan = rollout.rollout(chosen, teacher, self.spec.gates)
                 recommendation = recommendation.model_copy(update={"rollout": plan})
+            else:
+                epochs = self.spec.training.tokens / self.blocks.meta["training_tokens"]
+                steps = advice.advice(candidates, comparisons, epochs)
+                recommendation = recommendation.model_copy(update={"next": steps})
             entry["note"] = ", ".join(
                 f"{name} {found.verdict.verdict}" for name, found in candidates.items() if found.verdict.verdict
             )
@@ -209,13 +216,17 @@ class Poc:
             adequacy=adequacy,
             recommendation=recommendation,
             candidates=candidates,
-            comparisons=assemble.comparisons(evidence),
-            sizes=sizes.sizes(candidates, self.spec.gates, assemble.paired(evidence)),
+            comparisons=comparisons,
+            sizes=self._sizes(candidates, evidence),
             assumptions=roi.assumptions(self.spec.cost),
             overrides=ledger.overrides(self.context.home / ledger.FOLDER, self.spec.name),
             stages=self.context.log.stages,
             evidence={name: artefact.key for name, artefact in self.kept.items()},
         )
+
+    def _sizes(self, candidates: dict[str, Candidate], evidence: list[Evidence]) -> Sizes | None:
+        found = sizes.sizes(candidates, self.spec.gates, assemble.paired(evidence))
+        return found and found.model_copy(update={"crossings": frontier.crossings(self.spec, evidence, self.chance)})
 
 
 def run(spec: Spec, root: Path) -> dict[str, Any]:

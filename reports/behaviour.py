@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from featkd.result import Agreement, Check, Interval, Result
+from featkd.result import Agreement, Check, Interval, Result, Tokens
 from reports import numbers, view
 from reports.numbers import Figure
 from reports.text import Text
@@ -25,12 +25,22 @@ COLUMNS = ("agreement", "on_right", "on_wrong", "lost", "won", "kl", "ece", "wor
 
 
 def agreement(result: Result, t: Text) -> Table:
-    """One row per student and multiple-choice task."""
-    rows = [
-        Row(name, t.task(task), t("fidelity.examples", count=numbers.exact(found.examples)), _figures(found, t))
-        for name, candidate in view.students(result).items()
-        for task, found in candidate.fidelity.tasks.items()
-    ]
+    """One row per student and multiple-choice task, and one for the next tokens of held-out text."""
+    rows = []
+    for name, candidate in view.students(result).items():
+        if found := candidate.fidelity.held_out:
+            rows.append(
+                Row(
+                    name,
+                    t.task("held_out"),
+                    t("fidelity.tokens", count=numbers.exact(found.tokens)),
+                    _of_tokens(found, t),
+                )
+            )
+        rows += [
+            Row(name, t.task(task), t("fidelity.examples", count=numbers.exact(found.examples)), _figures(found, t))
+            for task, found in candidate.fidelity.tasks.items()
+        ]
     return Table([t(f"fidelity.{column}") for column in COLUMNS], rows)
 
 
@@ -130,6 +140,11 @@ def _figures(found: Agreement, t: Text) -> list[Figure]:
         _percent(found.calibration and found.calibration.ece, t),
         _worst(found, t),
     ]
+
+
+def _of_tokens(found: Tokens, t: Text) -> list[Figure]:
+    known = {"agreement": numbers.percent(found.agreement, t), "kl": numbers.figure(found.kl, t)}
+    return [known.get(column, Figure(numbers.DASH)) for column in COLUMNS]
 
 
 def _percent(share: Interval | None, t: Text) -> Figure:

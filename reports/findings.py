@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from featkd.result import Candidate, Comparison, GateOutcome, Interval, Result, Score
+from featkd.result import Candidate, Comparison, GateOutcome, Interval, NextStep, Result, Score
 from reports import numbers, view
 from reports.text import Text
 
@@ -57,6 +57,24 @@ def verdict_sentence(result: Result, t: Text) -> str:
     if advice.code == "undecided":
         return t("sentence.undecided_one", candidate=advice.candidate) if chosen else t("sentence.undecided")
     return t.code("recommendation", advice.code)
+
+
+def next_steps(result: Result, t: Text) -> list[str]:
+    """What to try where there is no go."""
+    return [_step(step, t) for step in result.recommendation.next]
+
+
+def _step(step: NextStep, t: Text) -> str:
+    value = step.value or 0.0
+    return t(
+        f"next.{step.code}",
+        candidate=step.candidate,
+        task=t.task(step.task) if step.task else "",
+        count=numbers.exact(float(f"{value:.2g}")),
+        percent=t("format.percent", value=numbers.significant(100 * value, 2)),
+        times=numbers.significant(value, 2),
+        share=numbers.significant(value, 2),
+    )
 
 
 def _nearest(result: Result, t: Text) -> str:

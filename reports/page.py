@@ -37,6 +37,8 @@ def render(result: Result, language: Literal["en", "ja"]) -> str:
         title=result.title or result.name,
         sentence=findings.verdict_sentence(result, t),
         size_sentence=sizes.sentence(result, t),
+        crossings=sizes.crossings(result, t),
+        next_steps=findings.next_steps(result, t),
         feature_cost=sizes.feature_cost(result, t),
         own_seconds=sizes.own_seconds,
         key_figures=findings.key_figures(result, t),

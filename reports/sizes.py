@@ -30,6 +30,21 @@ def sentence(result: Result, t: Text) -> str | None:
     return unsettled or t("sizes.none", count=found.sizes)
 
 
+def crossings(result: Result, t: Text) -> list[str]:
+    """Where a line through the sizes meets a gate."""
+    several = len({found.precision for found in view.students(result).values()}) > 1
+    lines = []
+    for one in result.sizes.crossings if result.sizes else ():
+        bounds = [
+            None if bound is None else numbers.short(bound) for bound in (one.parameters.low, one.parameters.high)
+        ]
+        known = "both" if all(bounds) else "low" if bounds[0] else "high" if bounds[1] else "none"
+        size = t(f"sizes.crossing_{known}", value=numbers.short(one.parameters.value), low=bounds[0], high=bounds[1])
+        arm = f"{one.arm} {one.precision}" if several else one.arm
+        lines.append(t("sizes.crossing", gate=view.gate_name(one.metric, t), arm=arm, size=size))
+    return lines
+
+
 def _name(candidate: Candidate, result: Result, t: Text) -> str:
     precisions = {other.precision for other in view.students(result).values()}
     arm = f"{candidate.arm} {candidate.precision}" if len(precisions) > 1 else candidate.arm

@@ -238,6 +238,8 @@ def gate_value(gate: GateOutcome, t: Text, observed: bool) -> Figure:
 def gate_unit(metric: str) -> str:
     if metric.endswith((".retained", ".agreement", ".overlap")):
         return "percent"
+    if metric.endswith((".kl", ".estimate")):
+        return "plain"
     if metric == "roi.payback_months":
         return "months"
     if metric.startswith("guardrails."):

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+# helpers: tiny_models, recompute; example results: make_results, make_candidates
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "reports")]
 
 
 # a window shorter than the texts, and heads that the attention op rotates itself; the others have neither

@@ -91,7 +91,7 @@ def _judge(rule: spec.Gate, observed: Observed | None) -> GateOutcome:
 def _with_examples(gate: GateOutcome, of: Sections, level: float) -> GateOutcome:
     """With what would decide it, if it is open and on a task."""
     section, *task, name = gate.metric.split(".")
-    if gate.outcome != "inconclusive" or section not in ABOUT_TASKS or name == "overlap":
+    if gate.outcome != "inconclusive" or section not in ABOUT_TASKS or name == "overlap" or task == ["held_out"]:
         return gate
     bound = gate.at_most if gate.at_least is None else gate.at_least
     examples = _on_tasks(of, section)[".".join(task)].examples
@@ -100,7 +100,10 @@ def _with_examples(gate: GateOutcome, of: Sections, level: float) -> GateOutcome
 
 
 def _on_tasks(of: Sections, section: str) -> dict[str, Any]:
-    return of.guardrails.checks if section == "guardrails" else getattr(of, section).tasks
+    if section == "guardrails":
+        return of.guardrails.checks
+    found = getattr(of, section)
+    return found.tasks if section == "quality" else found.tasks | {"held_out": found.held_out}
 
 
 def _outcome(rule: spec.Gate, low: float | None, high: float | None) -> Outcome:

@@ -5,12 +5,18 @@ import math
 from featkd.result import Adequacy, AdequacyCheck, Candidate, Interval, Recommendation, Score
 
 
-def adequacy(teacher: dict[str, Score], controls: dict[str, dict[str, Score]], if_inadequate: str) -> Adequacy:
+def adequacy(
+    teacher: dict[str, Score],
+    controls: dict[str, dict[str, Score]],
+    if_inadequate: str,
+    most_perplexity: float | None = None,
+) -> Adequacy:
     """Is the teacher better than chance and than every plain fine-tuned student that was measured, on every task?
 
     Better: its whole interval lies on the better side of the other's. `teacher`: task to score. `controls`: name of
     each measured sft candidate to its scores; empty before there are students. Students without any control are
-    not a matter of the teacher's: assemble.candidates caps their verdicts.
+    not a matter of the teacher's: assemble.candidates caps their verdicts. most_perplexity: what it may have at most,
+    per token of held-out text.
     """
     checks = []
     for task, score in teacher.items():
@@ -23,6 +29,9 @@ def adequacy(teacher: dict[str, Score], controls: dict[str, dict[str, Score]], i
             for name, control in controls.items()
             if task in control
         ]
+        if most_perplexity is not None and score.metric == "token_perplexity":
+            bound = Interval(value=most_perplexity, low=most_perplexity, high=most_perplexity)
+            checks.append(_check(task, "reference", score, bound))
     adequate = all(check.passed for check in checks)
     action = "none" if adequate else {"stop": "stopped", "warn": "warned"}[if_inadequate]
     return Adequacy(adequate=adequate, action=action, checks=checks)

@@ -47,7 +47,7 @@ def test_the_teacher_is_held_against_every_control_that_was_measured(tmp_path, m
     found.evidence["logit-kd-s-fp32"].samples = "no control"
     found.adequacy()
     controls = {"sft-m-fp32": "m beside teacher", "sft-s-fp32": "s beside teacher"}
-    assert given == [("teacher beside teacher", {}, "stop"), ("teacher beside teacher", controls, "stop")]
+    assert given == [("teacher beside teacher", {}, "stop", None), ("teacher beside teacher", controls, "stop", None)]
 
 
 def test_tasks_that_cannot_be_built_are_told_before_a_teacher_is_trained(tmp_path, monkeypatch):
@@ -80,13 +80,15 @@ def test_what_fails_stops_its_candidate_alone(tmp_path, monkeypatch):
             raise RunError("out of memory")
         return "measured"
 
-    def guardrails(context, name, onnx, suites):
+    def guardrails(*arguments):
         raise RunError("no data for toxigen")
 
     monkeypatch.setattr(poc.deploy, "export", export)
     monkeypatch.setattr(poc.measure, "accuracy", accuracy)
     monkeypatch.setattr(poc.measure, "guardrails", guardrails)
     monkeypatch.setattr(poc, "_samples", lambda accuracy: "samples")
+    monkeypatch.setattr(poc.beside.transfer, "tokens", guardrails)
+    found.onnx[poc._place(found.evidence["teacher"], None)] = done
     found.tasks = found.suites = done
     for name in ("sft-m-fp32", "logit-kd-m-fp32", "sft-s-fp32"):
         found.measure_quality(name, {0: model})
