@@ -25,6 +25,7 @@ from featkd.result import (
     Score,
     Signal,
     Times,
+    Tokens,
     Training,
     WorstClass,
 )
@@ -46,6 +47,12 @@ SIGNALS = {
     ),
 }
 VERDICTS = {"sft": "no-go", "logit-kd": "inconclusive", "feature-kd": "go"}
+
+HELD_OUT = Tokens(
+    tokens=7999,
+    kl=Interval(value=0.412, low=0.391, high=0.436),
+    agreement=Interval(value=0.613, low=0.598, high=0.627),
+)
 
 
 def parity(precision: str) -> Parity:
@@ -133,7 +140,7 @@ def candidate(arm: str, size: str = "s", precision: str = "fp32", shrink: float 
         ),
         parity=parity(precision),
         quality=Quality(tasks=quality),
-        fidelity=Fidelity(why="baseline") if teacher else Fidelity(tasks=fidelity),
+        fidelity=Fidelity(why="baseline") if teacher else Fidelity(tasks=fidelity, held_out=HELD_OUT),
         guardrails=guardrails(teacher),
         latency=Latency(
             provider="CPUExecutionProvider",

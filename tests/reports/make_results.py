@@ -10,11 +10,13 @@ from featkd.result import (
     AssumptionRow,
     Candidate,
     Comparison,
+    Crossing,
     DataSummary,
     Energy,
     Interval,
     Latency,
     Memory,
+    NextStep,
     Override,
     Parity,
     Part,
@@ -27,6 +29,23 @@ from featkd.result import (
 )
 
 ROLLOUT = Rollout(task="heldout_continuation", margin=0.112, expected=0.041, shadow_requests=412, canary_requests=1187)
+NEXT = [
+    NextStep(code="more-examples", candidate="feature-kd", value=3912),
+    NextStep(code="train-longer", candidate="feature-kd", value=0.0312),
+    NextStep(code="more-data", candidate="logit-kd", value=6.2),
+    NextStep(code="larger-student", candidate="sft", value=0.41),
+    NextStep(code="cheaper-student", candidate="sft"),
+    NextStep(code="other-layers", candidate="feature-kd", task="heldout_continuation"),
+]
+CROSSINGS = [
+    Crossing(
+        metric="quality.heldout_continuation.retained",
+        arm=arm,
+        precision="fp32",
+        parameters=Interval(value=3.1e6, low=low, high=high),
+    )
+    for arm, low, high in (("sft", None, None), ("logit-kd", 2.4e6, 3.9e6), ("feature-kd", None, 3.9e6))
+]
 
 
 def full() -> Result:
@@ -44,7 +63,8 @@ def without_latency() -> Result:
     off = {section: kind(why="latency-off") for section, kind in kinds.items()}
     base = full()
     found = {name: c.model_copy(update=off) for name, c in base.candidates.items()}
-    return base.model_copy(update={"candidates": found, "recommendation": Recommendation(code="undecided")})
+    advice = Recommendation(code="undecided", next=NEXT)
+    return base.model_copy(update={"candidates": found, "recommendation": advice})
 
 
 def all_failed() -> Result:
@@ -175,6 +195,7 @@ def sweep(count: int, rules: list[spec.Gate] = RULES) -> Result:
             found[f"{arm}-{size}-fp32"] = made.model_copy(update={"verdict": gates.decide(rules, made)})
     advice = verdict.recommend(found, adequate=True)
     measured = sizes.sizes(found, rules, lambda *names: beside(found, *names))
+    measured = measured and measured.model_copy(update={"crossings": CROSSINGS})
     return document(found).model_copy(update={"recommendation": advice, "sizes": measured, "comparisons": []})
 
 
