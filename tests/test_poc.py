@@ -94,7 +94,7 @@ def test_every_aggregate_is_that_of_the_raw_evidence(first):
     run = Path(outcome(first)["result"]).parent
     document = json.loads((run / "result.json").read_text())
     figures = recompute(run)
-    assert len(figures) > 150
+    assert len(figures) > 210
     for place, expected in figures.items():
         told = document
         for part in place.split("/"):
