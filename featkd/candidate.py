@@ -234,7 +234,7 @@ class Candidate(Part):
     failure: str | None = Field(None, description="Why it could not be exported or measured, in one line.")
     quality: Quality
     fidelity: Fidelity
-    transfer: Transfer = Field(Transfer(why="transfer-off"), description="Of the seed that ships.")
+    transfer: Transfer = Field(Transfer(why="not-reported"), description="Of the seed that ships.")
     guardrails: Guardrails
     latency: Latency
     memory: Memory

@@ -171,7 +171,12 @@ class Audit(Section):
     response_field: str = Field("response", description="Field with what the champion answered.")
     time_field: str = Field("time", description="Field with the time: ISO 8601, or seconds since 1970.")
     feedback_field: str | None = Field("feedback", description="Field with a number, higher is better; may be missing.")
-    examples: int = Field(200, ge=30, description="Prompts whose answers are looked at, per audit.")
+    where: dict[str, str | int | bool] = Field(
+        default_factory=dict, description="Fields that tell the champion's answers from others', e.g. model: my-poc-2."
+    )
+    examples: int = Field(
+        200, ge=30, description="Prompts whose answers are looked at, per audit; the first one has to have so many."
+    )
     looks: int = Field(52, ge=1, description="Audits among which a false alarm may be raised once, with:")
     false_alarm: float = Field(0.05, gt=0, lt=0.5, description="Probability of one false alarm or more in them.")
     margins: dict[str, Annotated[float, Field(ge=0)]] = Field(

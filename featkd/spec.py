@@ -188,6 +188,10 @@ class Spec(Section):
             self.check_latency_fits(self.block_size)
         if "heldout_routing" in self.quality.tasks and not (self.data.builtin or self.data.label_field):
             raise ValueError("quality.tasks: heldout_routing needs data.label_field, the column with the class")
+        if self.teacher.reference_perplexity and "heldout_perplexity" not in self.quality.tasks:
+            raise ValueError(
+                "teacher.reference_perplexity: is held against heldout_perplexity; add it to quality.tasks"
+            )
         for gate in self.gates:
             check = gate.metric.removeprefix("guardrails.").removesuffix(".worse")
             if gate.metric.startswith("guardrails.") and check not in self.guardrails.checks:

@@ -3,6 +3,7 @@
 audit("poc.yaml", ["logs/*.jsonl"], ".")      # a flow, so that it can be scheduled; `featkd audit` on the command line
 """
 
+import contextlib
 import glob
 from datetime import datetime
 from pathlib import Path
@@ -15,9 +16,9 @@ from prefect.events import emit_event
 
 from featkd import specfile
 from featkd.data import logs
-from featkd.decide import ledger
+from featkd.decide import ledger, succession
 from featkd.errors import InputError, RunError
-from featkd.measure.sequential import Tested, look
+from featkd.measure.sequential import look
 from featkd.spec import Spec, digest
 from flows import promotion
 from tasks import audit as stages
@@ -56,75 +57,83 @@ def files(patterns: list[str]) -> list[Path]:
 
 
 def _look(context: Context, files: list[Path], since: str | None) -> dict[str, Any]:
-    home, name = context.home, context.spec.name
+    home, name, asked = context.home, context.spec.name, context.spec.audit
     records = [one for one in ledger.whole(home / ledger.FOLDER) if one.get("poc") == name]
     registry = Registry(home, name)
-    champion, teacher = registry.champion(), registry.teacher()
-    if champion is None or teacher is None:
+    champion = registry.champion()
+    if champion is None:
         raise InputError(f"name: {name} has no champion in MLflow's registry; featkd run and a go make one")
     if champion.candidate == TEACHER:
         say(f"the teacher itself serves as version {champion.number}: there is nothing to hold its answers against")
         return {"verdict": "teacher-serves", "model": name, "version": champion.number}
-    earlier = [one for one in records if one["kind"] == "audit" and one["version"] == champion.number]
-    after = _after(records, champion, since)
-    sample = logs.draw(files, context.spec.audit, after, key=digest([name, champion.number, len(earlier)]).encode())
-    counted = {"records": sample.records, "earlier": sample.earlier, "without_prompt": sample.without_prompt,
-               "examples": len(sample.rows), "from": sample.first, "until": sample.last}  # fmt: skip
-    if len(sample.rows) < FEWEST:
-        say(f"{len(sample.rows)} different prompts in {sample.records} records, {sample.earlier} of them not after "
-            f"{after}; an audit needs {FEWEST}: nothing is decided")  # fmt: skip
-        return {"verdict": "too-few", "model": name, "version": champion.number, **counted}
-    made = stages.rescore(
-        context,
-        sample,
-        *(
-            promotion.in_store(home, one.artefact, f"{one.candidate} of run {one.run_id}")
-            for one in (teacher, champion)
-        ),
+    unrecorded = _unrecorded(records, champion)
+    if alarm := succession.unfinished(records, champion.artefact):
+        say(f"audit {alarm['audit']} raised an alarm and took nothing back: that is done now")
+        return _outcome(registry, champion, alarm, _taken_back(context, registry, champion, alarm))
+    method = stages.method(context)
+    earlier = succession.audits(records, champion.artefact, method)
+    sample = logs.draw(
+        files, asked, _after(records, champion, since), digest([champion.artefact, len(records)]).encode()
     )
-    tests = look(_answers(made.path), [_answers(_evidence(context, one)) for one in earlier], context.spec.audit)
-    return _decided(context, registry, champion, made.key, tests, counted, sample.files, len(earlier) + 1)
-
-
-def _decided(
-    context: Context,
-    registry: Registry,
-    champion: Version,
-    evidence: str,
-    tests: list[Tested],
-    counted: dict[str, Any],
-    files: list[dict[str, Any]],
-    number: int,
-) -> dict[str, Any]:
-    """What was found goes into the ledger; at an alarm the champion is taken back where the spec says so."""
-    alarms = [test for test in tests if test.alarm]
-    verdict = "alarm" if alarms else "healthy" if number > 1 else "reference"
+    counted = {**sample.counts, "examples": len(sample.rows), "from": sample.first, "until": sample.last}
+    fewest = FEWEST if earlier else asked.examples
+    if len(sample.rows) < fewest:
+        say(f"{len(sample.rows)} different prompts in {sample.counts}; {'an' if earlier else 'the first'} audit needs "
+            f"{fewest}{'' if earlier else ' (audit.examples)'}: nothing is decided")  # fmt: skip
+        return {"verdict": "too-few", "model": name, "version": champion.number, **counted}
+    models = [
+        promotion.in_store(home, artefact, f"{who} of run {champion.run_id}")
+        for artefact, who in ((champion.teacher, TEACHER), (champion.artefact, champion.candidate))
+    ]
+    made = stages.rescore(context, sample, *models)
+    before = [_answers(_evidence(context, one)) for one in earlier if one["verdict"] != "alarm"]
+    tests = look(_answers(made.path), before, asked)
+    alarmed = any(test.alarm for test in tests)
     record = ledger.append(
-        context.home / ledger.FOLDER, "audit", promotion.FEATKD,
-        poc=registry.name, **champion.told, verdict=verdict, audit=number, **counted, logs=files, evidence=evidence,
-        settings=context.spec.audit.model_dump(mode="json"), tests=[test.model_dump(mode="json") for test in tests],
+        home / ledger.FOLDER, "audit", promotion.FEATKD,
+        poc=name, **champion.told, verdict="alarm" if alarmed else "healthy" if before else "reference",
+        audit=len(earlier) + 1, **counted, unrecorded=unrecorded, logs=sample.files, evidence=made.key, method=method,
+        settings=asked.model_dump(mode="json"), tests=[test.model_dump(mode="json") for test in tests],
     )  # fmt: skip
-    registry.tag(champion, "audit", f"{verdict}, {counted['until']}, record {record['number']}")
-    fail_safe, back = context.spec.audit.fail_safe, None
-    if alarms and fail_safe != "none":
-        why = f"audit {number}: {', '.join(sorted({test.figure for test in alarms}))}"
-        back = promotion.roll_back(
-            context.home, registry.name, promotion.FEATKD, why, to_teacher=fail_safe == "teacher", only=champion,
-            audit=record["hash"],
-        )  # fmt: skip
+    back = _taken_back(context, registry, champion, record) if alarmed and asked.fail_safe != "none" else None
+    return _outcome(registry, champion, record, back)
+
+
+def _taken_back(context: Context, registry: Registry, champion: Version, alarm: Record) -> Record:
+    figures = ", ".join(sorted({test["figure"] for test in alarm["tests"] if test["alarm"]}))
+    return promotion.roll_back(
+        context.home, registry.name, promotion.FEATKD, f"audit {alarm['audit']}: {figures}",
+        to_teacher=alarm["settings"]["fail_safe"] == "teacher", only=champion, audit=alarm["hash"],
+    )  # fmt: skip
+
+
+def _outcome(registry: Registry, champion: Version, record: Record, back: Record | None) -> dict[str, Any]:
+    """What the command prints and the event carries."""
+    with contextlib.suppress(RunError):  # a tag for those who look at MLflow's page
+        registry.tag(champion, "audit", f"{record['verdict']}, until {record['until']}, record {record['number']}")
+    told = ("verdict", "audit", *logs.COUNTS, "examples", "from", "until", "unrecorded")
     return {
-        "verdict": verdict,
         "model": registry.name,
         "version": champion.number,
-        "audit": number,
-        **counted,
-        "alarms": [test.model_dump(mode="json") for test in alarms],
+        **{name: record[name] for name in told},
+        "alarms": [test for test in record["tests"] if test["alarm"]],
         "champion": {name: back[name] for name in champion.told} if back else champion.told,
         "ledger": {"record": (back or record)["number"], "hash": (back or record)["hash"]},
     }
 
 
-def _after(records: list[Record], champion: Version, since: str | None) -> datetime | None:
+def _unrecorded(records: list[Record], champion: Version) -> bool:
+    """Did something else than a decision on record make it champion?"""
+    moves = [one["version"] for one in succession.moves(records)]
+    if moves[-1:] == [champion.number]:
+        return False
+    last = f"the last decision on record made it version {moves[-1]}" if moves else "no decision is on record"
+    say(f"version {champion.number} is champion in MLflow, and {last}: it was moved by hand, from elsewhere, or by a "
+        "command that was killed")  # fmt: skip
+    return True
+
+
+def _after(records: list[Record], champion: Version, since: str | None) -> datetime:
     """When the champion began to serve, or the last audit of it ended; `since` where it is given."""
     if since:
         try:
@@ -133,10 +142,12 @@ def _after(records: list[Record], champion: Version, since: str | None) -> datet
             raise InputError(f"--since: {since!r} is no time; write e.g. 2026-11-26T08:00:00Z") from None
     times = [
         one["until"] if one["kind"] == "audit" else one["time"]
-        for one in records
-        if one["kind"] in ("promotion", "rollback", "audit") and one["version"] == champion.number
+        for one in succession.service(records, champion.artefact)
+        if one["kind"] in ("audit", *succession.MOVES) and one["artefact"] == champion.artefact
     ]
-    return max(map(logs.as_time, times), default=None)
+    if not times:
+        raise InputError(f"--since: no decision on record made version {champion.number} champion; write when it was")
+    return max(map(logs.as_time, times))
 
 
 def _evidence(context: Context, record: Record) -> Path:

@@ -1,6 +1,7 @@
 """Which version is champion in MLflow's registry: offered by a run, approved by a person, taken back by either.
 
-Every move of the alias is a record in the ledger; where that cannot be written, the alias is put back.
+Every move of the alias is a record in the ledger; where that cannot be written, the alias is put back. After a rollback
+only a person promotes.
 """
 
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from featkd.decide import ledger
+from featkd.decide import ledger, succession
 from featkd.errors import InputError
 from featkd.result import Result
 from featkd.store import Artefact, Store
@@ -29,12 +30,15 @@ def offer(context: Context, result: Result, verdict: ledger.Record) -> dict[str,
         return None
     registry = Registry(home, result.name)
     with context.log.timed("registry") as entry, FileLock(home / LOCK):
+        records = _records(home, result.name)
         teacher, student = _registered(registry, home, result, candidate)
         champion = registry.champion()
         first = champion is None or champion.candidate == TEACHER
+        last = next(reversed(succession.moves(records)), None)
+        free = context.spec.promotion == "automatic" and not (last and last["kind"] == "rollback")
         if champion and champion.number == student.number:
             alias, entry["note"] = "champion", f"version {student.number} is champion already"
-        elif context.spec.promotion == "automatic" and first and not student.taken_back:
+        elif first and free:
             why = f"a go by record {verdict['number']}, and no student was champion"
             _promote(registry, home, student, champion or teacher, FEATKD, why)
             alias, entry["note"] = "champion", f"version {student.number} is champion"
@@ -51,6 +55,8 @@ def approve(home: Path, result: Result, candidate: str | None, by: str, reason: 
     Raises InputError: no reason, no go of the gates nor of an override, or champion already.
     """
     _check_reason(reason)
+    if not by.strip():
+        raise InputError("--by: write who decides")
     name = candidate or result.recommendation.candidate
     if name is None:
         raise InputError(f"RUN: {result.run_id} recommends no student; name one that was overridden to go: --candidate")
@@ -58,14 +64,7 @@ def approve(home: Path, result: Result, candidate: str | None, by: str, reason: 
     if found is None or found.arm == TEACHER:
         students = [name for name, one in result.candidates.items() if one.arm != TEACHER]
         raise InputError(f"--candidate: {name!r} is not one of {', '.join(students)}")
-    ledger.whole(home / ledger.FOLDER)
-    said = [one.verdict for one in ledger.overrides(home / ledger.FOLDER, result.name)
-            if (one.run_id, one.candidate) == (result.run_id, name)]  # fmt: skip
-    verdict = said[-1] if said else found.verdict.verdict
-    if verdict != "go":
-        raise InputError(
-            f"--candidate: {name} is {verdict or 'not judged'}; featkd override comes first, if it has to be"
-        )
+    _check_go(_records(home, result.name), result, name)
     registry = Registry(home, result.name)
     with FileLock(home / LOCK):
         teacher, student = _registered(registry, home, result, name)
@@ -78,15 +77,15 @@ def approve(home: Path, result: Result, candidate: str | None, by: str, reason: 
 def roll_back(
     home: Path, name: str, by: str, reason: str, to_teacher: bool = False, only: Version | None = None, **because: Any
 ) -> dict[str, Any]:
-    """The version before is champion again, or the teacher; returns the record.
+    """What served before is champion again, or its own teacher; returns the record.
 
     only: nothing is moved unless this one still is champion. because: goes into the record.
     Raises InputError where there is nothing to go back to.
     """
     _check_reason(reason)
-    ledger.whole(home / ledger.FOLDER)
     registry = Registry(home, name)
     with FileLock(home / LOCK):
+        records = _records(home, name)
         champion = registry.champion()
         if champion is None:
             raise InputError(f"NAME: {name!r} has no champion in MLflow's registry; see featkd ui, page Models")
@@ -94,10 +93,10 @@ def roll_back(
             raise InputError(
                 f"version {only.number} is no longer champion, version {champion.number} is: nothing moved"
             )
-        to = registry.teacher() if to_teacher or not champion.replaced else registry.version(champion.replaced)
+        before = None if to_teacher else succession.before(records, champion.artefact)
+        to = registry.of(before["artefact"] if before else champion.teacher)
         if to is None or to.number == champion.number:
-            raise InputError(f"NAME: version {champion.number} of {name} replaced none: there is none to go back to")
-        registry.tag(champion, "taken_back", reason.strip())
+            raise InputError(f"NAME: version {champion.number} of {name} is the first: there is none to go back to")
         with registry.moved(to):
             return ledger.append(
                 home / ledger.FOLDER, "rollback", by,
@@ -105,8 +104,25 @@ def roll_back(
             )  # fmt: skip
 
 
+def _check_go(records: list[ledger.Record], result: Result, name: str) -> None:
+    """By the ledger, not by a file that anyone may edit: what the gates said of this very model, or a person since."""
+    of_run = [one for one in records if one.get("run_id") == result.run_id]
+    verdict = next((one["candidates"].get(name) for one in of_run if one["kind"] == "verdict"), None)
+    if verdict is None or verdict["artefact"] != result.candidates[name].artefact:
+        raise InputError(f"RUN: no verdict on {name} of {result.run_id}, as it is, is in the ledger; run it again")
+    said = [one["verdict"] for one in of_run if one["kind"] == "override" and one["candidate"] == name]
+    told = said[-1] if said else verdict["verdict"]
+    if told != "go":
+        raise InputError(f"--candidate: {name} is {told or 'not judged'}; featkd override comes first, if it has to be")
+
+
+def _records(home: Path, name: str) -> list[ledger.Record]:
+    """Of a PoC. Raises RunError where the chain is broken."""
+    return [one for one in ledger.whole(home / ledger.FOLDER) if one.get("poc") == name]
+
+
 def _promote(registry: Registry, home: Path, student: Version, before: Version, by: str, reason: str) -> dict[str, Any]:
-    with registry.moved(student, replaced=before.number):
+    with registry.moved(student):
         return ledger.append(
             home / ledger.FOLDER, "promotion", by,
             poc=registry.name, **student.told, replaced=before.told, reason=reason,

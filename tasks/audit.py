@@ -13,6 +13,15 @@ from tasks.stages import obtain, stage
 FORMAT = {"prompt_field", "prompt_format"}  # how a prompt becomes tokens
 
 
+ROOMS = ["measure/rescore", "measure/generations", "measure/scoring", "data/tokens", "deploy/session"]
+
+
+def method(context: Context) -> str:
+    """Digest of how answers become figures: those of another method cannot be compared."""
+    data = context.spec.data.model_dump(mode="json", include=FORMAT)
+    return artefact_key({"format": data, "device": context.device}, ROOMS)
+
+
 @stage("rescore")
 def rescore(context: Context, sample: logs.Sample, teacher: Artefact, champion: Artefact) -> Artefact:
     """answers.parquet of the sample; the texts stay where they are."""
@@ -20,8 +29,7 @@ def rescore(context: Context, sample: logs.Sample, teacher: Artefact, champion: 
         "answers": digest(sample.rows),
         "teacher": teacher.key,
         "champion": champion.key,
-        "format": context.spec.data.model_dump(mode="json", include=FORMAT),
-        "device": context.device,
+        "method": method(context),
     }
 
     def build(out: Path) -> dict[str, Any]:
@@ -31,6 +39,6 @@ def rescore(context: Context, sample: logs.Sample, teacher: Artefact, champion: 
 
     return obtain(
         context.log, "rescore", context.store, "audit",
-        artefact_key(inputs, ["measure", "deploy", "data"], environment.onnxruntime_package()), build,
+        artefact_key(inputs, ROOMS, environment.onnxruntime_package()), build,
         note=lambda made: f"{made.meta['answers']} answers, {made.meta['cut']} cut to the models' length",
     )  # fmt: skip

@@ -22,15 +22,13 @@ TEACHER = "teacher"
 
 
 class Version(NamedTuple):
-    """number: MLflow's. artefact: of the ONNX folder in the store. replaced: which version was champion before.
-    taken_back: a rollback has ended its service."""
+    """number: MLflow's. artefact: of the ONNX folder in the store. teacher: of a student, its teacher's artefact."""
 
     number: str
     run_id: str
     candidate: str
     artefact: str
-    replaced: str | None
-    taken_back: bool
+    teacher: str
 
     @property
     def told(self) -> dict[str, str]:
@@ -47,16 +45,15 @@ class Registry:
 
     def register(self, result: Result, candidate: str, onnx: Artefact) -> Version:
         """The version of a candidate, made unless there is one of this artefact."""
-        known = self._versions()
-        if found := next((one for one in known if one.artefact == onnx.key), None):
+        if found := self.of(onnx.key):
             return found
-        if not known:
-            self._create_model()
+        self._create_model()
         told = result.candidates[candidate]
         tags = {
             "featkd.run_id": result.run_id,
             "featkd.candidate": candidate,
             "featkd.artefact": onnx.key,
+            "featkd.teacher": result.candidates[TEACHER].artefact or "",
             "featkd.weights_sha256": (told.training and told.training.weights_sha256) or "",
             "featkd.verdict": told.verdict.verdict or "",
         }
@@ -70,19 +67,13 @@ class Registry:
     def challenger(self) -> Version | None:
         return self._by_alias(CHALLENGER)
 
-    def version(self, number: str) -> Version:
-        return _version(self._asked(self.store.get_model_version, self.name, number))
-
-    def teacher(self) -> Version | None:
-        """The newest one that is a teacher."""
-        return next((one for one in reversed(self._versions()) if one.candidate == TEACHER), None)
+    def of(self, artefact: str) -> Version | None:
+        return next((one for one in self._versions() if one.artefact == artefact), None)
 
     @contextlib.contextmanager
-    def moved(self, to: Version, **tags: str) -> Iterator[None]:
-        """`to` is champion and gets the tags. Where what is done inside fails, the champion is who it was before."""
+    def moved(self, to: Version) -> Iterator[None]:
+        """`to` is champion. Where what is done inside fails, the champion is who it was before."""
         before = self.champion()
-        for name, value in tags.items():
-            self.tag(to, name, value)
         self._asked(self.store.set_registered_model_alias, self.name, CHAMPION, to.number)
         try:
             yield
@@ -152,5 +143,5 @@ def _version(found: ModelVersion) -> Version:
     tags = found.tags
     return Version(
         str(found.version), tags.get("featkd.run_id", ""), tags.get("featkd.candidate", ""),
-        tags.get("featkd.artefact", ""), tags.get("featkd.replaced"), "featkd.taken_back" in tags,
+        tags.get("featkd.artefact", ""), tags.get("featkd.teacher", ""),
     )  # fmt: skip

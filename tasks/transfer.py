@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from featkd import environment
+from featkd.models import given
 from featkd.spec import Student
 from featkd.store import Artefact, artefact_key
 from tasks.context import Context
@@ -56,8 +57,9 @@ def layers(
         from featkd.distill.alignment import PROBE_TOKENS
         from featkd.measure import transfer
 
+        start = size.model_copy(update={"model": given.locate(size.model, size.field)}) if size.model else size
         return transfer.layers(
-            teacher.folder, model.folder, size, seed, blocks.path, PROBE_TOKENS, tasks.json("texts.json"),
+            teacher.folder, model.folder, start, seed, blocks.path, PROBE_TOKENS, tasks.json("texts.json"),
             context.device, out,
         )  # fmt: skip
 

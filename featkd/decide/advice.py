@@ -16,6 +16,7 @@ from featkd.result import Candidate, Comparison, GateOutcome, NextStep
 
 FALLING = 0.01  # of the loss, in the last quarter
 EPOCHS = 4.0
+ON_QUALITY = ("quality", "fidelity")
 NEARLY = 0.8  # of the teacher's size: a larger student is no student
 
 
@@ -58,10 +59,10 @@ def _training(name: str, best: Candidate, epochs: float) -> Iterator[NextStep]:
 
 def _size(candidates: dict[str, Candidate], judged: dict[str, Candidate]) -> Iterator[NextStep]:
     failed = {name: {one.metric.split(".")[0] for one in found.verdict.gates if _stops(one) and one.outcome == "fail"}
-              for name, found in judged.items()}  # fmt: skip
-    if all(sections & set(ABOUT_TASKS) for sections in failed.values()):
+              for name, found in judged.items() if found.verdict.gates}  # fmt: skip
+    if failed and all(sections & set(ON_QUALITY) for sections in failed.values()):
         teacher = next((found.training for found in candidates.values() if found.arm == "teacher"), None)
-        sizes = {name: found.training.parameters for name, found in judged.items() if found.training}
+        sizes = {name: judged[name].training.parameters for name in failed if judged[name].training}
         if teacher and sizes:
             largest = max(sizes, key=sizes.get)
             if sizes[largest] < NEARLY * teacher.parameters:

@@ -76,7 +76,7 @@ def scores(
     seeds = samples if isinstance(samples, list) else [samples]
     found = {}
     for task, rows in seeds[0].groupby("task", sort=False):
-        guess = chance.get(task, _chance(rows))
+        guess = chance.get(task, guessing(rows))
         beside = rows if seeds[0] is teacher else of_task(teacher, task)
         mine = [of_task(one, task) for one in seeds] if isinstance(samples, list) else rows
         found[task] = statistics.score(mine, beside, guess, level)
@@ -159,7 +159,7 @@ def _latency(found: Evidence, teacher: Evidence) -> tuple[result.Latency, result
     return timings.summarise(found.latency, teacher.latency)
 
 
-def _chance(rows: Any) -> float | None:
+def guessing(rows: Any) -> float | None:
     """Guessing among the choices; None for what is not an accuracy (f1, mcc, ...) or has no choices."""
     choices = rows["n_choices"]
     guessable = statistics.is_accuracy(str(rows["metric"].iloc[0])) and (choices > 1).all()

@@ -10,8 +10,8 @@ tried it says little wrong, beyond them nothing is told.
 import numpy as np
 
 from featkd import spec
-from featkd.decide.evidence import Evidence, of_task
-from featkd.measure.statistics import Sample, aligned, groups
+from featkd.decide.evidence import Evidence, guessing, of_task
+from featkd.measure.statistics import ROUNDING, Sample, aligned, groups, is_perplexity
 from featkd.result import Crossing, Interval
 
 FEWEST = 3  # sizes, to draw a line through
@@ -41,21 +41,22 @@ def crossings(poc: spec.Spec, evidence: list[Evidence], chance: dict[str, float]
 def _crossing(
     rule: spec.Gate, task: str, measure: str, line: list[Evidence], teacher: Evidence, chance: dict[str, float]
 ) -> Interval | None:
-    tables = aligned([of_task(one.samples, task) for one in (*line, teacher)])
-    if not len(tables[0]):
+    rows = [of_task(one.samples, task) for one in (*line, teacher)]
+    if not all(len(one) for one in rows):  # a group of lm-eval tasks has no figure of its own
         return None
+    tables = aligned(rows)
     scores, units = np.stack([rows["score"] for rows in tables]), tables[0]["weight"].to_numpy(np.float64)
     bound = rule.at_least if rule.at_least is not None else rule.at_most
     if measure == "ratio":
         leads, base, wanted = scores[-1] - scores[:-1], units, float(np.log(bound))
-    elif tables[0]["metric"].iloc[0].endswith("perplexity"):
-        if chance.get(task) is None:
-            return None
-        level = np.log(chance[task]) * units
-        leads, base, wanted = scores[:-1] + level, scores[-1] + level, bound
     else:
-        guess = chance.get(task, float((1 / tables[0]["n_choices"]).mean()))
-        leads, base, wanted = scores[:-1] - guess, scores[-1] - guess, bound
+        guess = chance.get(task, guessing(tables[0]))
+        if guess is None:
+            return None
+        nothing = -np.log(guess) * units if is_perplexity(str(tables[0]["metric"].iloc[0])) else guess
+        leads, base, wanted = scores[:-1] - nothing, scores[-1] - nothing, bound
+        if base.sum() <= ROUNDING * units.sum():
+            return None
     sizes = np.log([one.training.parameters for one in line])
     return _where(sizes, leads, base, wanted, Sample(groups(tables[0])))
 

@@ -3,11 +3,11 @@
 The first audit of a champion is the reference; each later one, and the last `LONG` of them together, is tested against
 it. Every test of every look spends an equal part of the probability of a false alarm (Bonferroni), so that of all looks
 together it is at most `audit.false_alarm`, however they hang together; after `audit.looks` of them a new one begins.
-What is tested is that two samples are of one distribution, with tests that need no other assumption:
+What is tested is that two samples are of one distribution, and that answers do not hang together:
 
-    shares of answers                       Fisher's exact test
-    surprise, divergence, disagreement,     Mann & Whitney's test of ranks (1947)
-    feedback
+    shares of answers, feedback of 0 or 1   Fisher's exact test
+    surprise, divergence, disagreement,     Mann & Whitney's test of ranks (1947); where many answers are alike its
+    other feedback                          approximation fails, and Mood's median test, which is exact, takes its place
     far_off, answers more surprising than   how many of the first audit's are passed: the exceedance test, exact
     19 in 20 at the first audit             (Epstein 1954; hypergeometric)
 
@@ -32,6 +32,7 @@ LONG = 8
 SHARES = ("repetition", "empty", "drift", "personal_data")
 QUANTILE = 0.95
 FEWEST = 8  # answers that have a figure
+ALIKE = 0.1  # share of one value among all from which ranks are not what is tested
 
 
 class Tested(Part):
@@ -88,8 +89,11 @@ def _p(name: str, values: np.ndarray, then: np.ndarray) -> float:
     if name == "far_off":  # passed: its _passed-th largest answer is the edge
         above, passed = int(values.sum()), _passed(len(then))
         return float(stats.hypergeom.sf(above - 1, len(values) + len(then), len(values), above + passed - 1))
-    if name in SHARES:
-        table = [[values.sum(), (1 - values).sum()], [then.sum(), (1 - then).sum()]]
+    both = np.concatenate([values, then])
+    if np.unique(both, return_counts=True)[1].max() > ALIKE * len(both):
+        middle = np.median(both)
+        edge = middle if (both > middle).any() else np.sort(np.unique(both))[-2:][0]
+        table = [[(one > edge).sum(), (one <= edge).sum()] for one in (values, then)]
         return float(stats.fisher_exact(table, alternative="greater").pvalue)
     return float(stats.mannwhitneyu(values, then, alternative="greater", method="asymptotic").pvalue)
 
@@ -106,11 +110,11 @@ def _against_limit(name: str, limit: float, now: "DataFrame") -> Tested | None:
 
 
 def _p_above(name: str, values: np.ndarray, most: float) -> float:
-    if name in SHARES:
-        count, share = int(values.sum()), min(1.0, max(0.0, most))
-        return float(stats.binomtest(count, len(values), share, alternative="greater").pvalue)
-    if values.std() == 0:  # all alike: the sign test
-        return 0.5 ** len(values) if values[0] > most else 1.0
+    if np.isin(np.abs(values), (0, 1)).all():  # of feedback, with the other sign: how many are not good
+        count, share = (int((values == 0).sum()), 1 + most) if name == "feedback" else (int(values.sum()), most)
+        return float(stats.binomtest(count, len(values), min(1.0, max(0.0, share)), alternative="greater").pvalue)
+    if values.std() == 0:
+        return float(values[0] <= most)
     return float(stats.ttest_1samp(values, most, alternative="greater").pvalue)
 
 

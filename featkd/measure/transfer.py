@@ -22,6 +22,7 @@ from featkd.models import given, student
 
 BATCH = 16
 OF_TOKENS = 8192  # tokens for next-token distributions, in order of the texts
+STATES_BYTES = 4e9  # of the teacher's states that are held at once: of wide models fewer tokens are looked at
 OF_LAYERS = 1024  # for CKA, whose cost is their square
 RIDGE = 1e-3  # of the mean variance, for the linear maps
 PART = 128  # positions whose distributions are compared at a time
@@ -76,6 +77,8 @@ def layers(
         given.load(teacher),
         probe(np.load(blocks / "train.npy"), probe_tokens, Runtime("cpu", bf16=False)),
     )
+    config = of_teacher.config
+    texts = _first(texts, int(STATES_BYTES / 4 / config.hidden_size / (config.num_hidden_layers + 1)))
     begun, _ = student.build(size, of_teacher, seed, first)
     theirs = _states(of_teacher, texts, device)
     found: dict[str, Any] = {"tokens": len(theirs[0])}
@@ -97,9 +100,12 @@ def beside(mine: list[torch.Tensor], theirs: list[torch.Tensor]) -> Layers:
     last = len(mine) - 1
     maps = [_mapped(s, theirs[round(at / max(1, last) * (len(theirs) - 1))]) for at, s in enumerate(mine)]
     return Layers(
-        cka=similarities([s[few] for s in mine], [t[few] for t in theirs]).tolist(),
-        cosine=[cosine for cosine, _ in maps],
-        norm_ratio=[ratio for _, ratio in maps],
+        cka=[
+            [round(one, 4) for one in row]
+            for row in similarities([s[few] for s in mine], [t[few] for t in theirs]).tolist()
+        ],
+        cosine=[round(cosine, 4) for cosine, _ in maps],
+        norm_ratio=[round(ratio, 4) for _, ratio in maps],
     )
 
 

@@ -2,7 +2,8 @@
 
 `make bench-audit`, some 20 minutes on 2 cores; CPU only. Answers are drawn as figures, for it is the test that is
 tried, not the models: surprise with a long tail, shares that are rare, feedback for a third. A healthy student answers
-by one law in all weeks; of one gone bad some answers are babble, or all are further off, from some week on.
+by one law in all weeks; of one gone bad some answers are babble, or all are further off, from some week on. Uneven
+weeks have as few as 30 answers after a first audit of 200, and answers of one token, of which nearly all agree.
 """
 
 import math
@@ -21,17 +22,18 @@ from evidence import QUICK, write
 from featkd.judging import Audit
 from featkd.measure.sequential import look
 
-HISTORIES, DRILLS, WEEKS = (10, 4, 52) if QUICK else (400, 60, 52)
+HISTORIES, DRILLS, WEEKS = (10, 4, 52) if QUICK else (300, 60, 52)
 GOES_BAD = 10  # the week
 
 
-def answers(rng: np.random.Generator, n: int, shift: float, bad: float, tail: float) -> pandas.DataFrame:
+def answers(rng: np.random.Generator, n: int, shift: float, bad: float, tail: float, uneven: bool) -> pandas.DataFrame:
     babble = rng.random(n) < bad
+    length, off = (1, 0.02) if uneven else (20, np.clip(rng.beta(4, 6, n) + 0.2 * shift + 0.5 * babble, 0, 1))
     return pandas.DataFrame(
         {
             "surprise": rng.lognormal(0.3, tail, n) + shift + 5 * babble,
             "divergence": rng.standard_t(3, n) * 0.3 + 0.1 + shift / 2,
-            "disagreement": rng.binomial(20, np.clip(rng.beta(4, 6, n) + 0.2 * shift + 0.5 * babble, 0, 1)) / 20,
+            "disagreement": rng.binomial(length, off, n) / length,
             "repetition": (rng.random(n) < 0.02) | babble,
             "empty": rng.random(n) < 0.005,
             "drift": rng.random(n) < 0.01,
@@ -47,7 +49,8 @@ def alarmed(rng: np.random.Generator, case: dict[str, Any]) -> int | None:
     for week in range(WEEKS + 1):
         gone = case["goes_bad"] and week >= GOES_BAD
         changes = (case["shift"], case["bad"]) if gone else (0.0, 0.0)
-        now = answers(rng, case["answers"], *changes, case["tail"])
+        count = case["answers"] if week == 0 or not case["uneven"] else int(rng.choice([30, 60, 200]))
+        now = answers(rng, count, *changes, case["tail"], case["uneven"])
         if any(test.alarm for test in look(now, before, audit)):
             return week
         before.append(now)
@@ -72,11 +75,13 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
 
 def cases() -> Iterator[dict[str, Any]]:
     number = 0
-    for count in (60, 200):
+    for count, uneven in ((60, False), (200, False), (200, True)):
         for tail in (0.4, 1.0):
             number += 1
-            common = {"answers": count, "tail": tail, "shift": 0.0, "bad": 0.0, "number": number}
+            common = {"answers": count, "uneven": uneven, "tail": tail, "shift": 0.0, "bad": 0.0, "number": number}
             yield {**common, "goes_bad": False, "histories": HISTORIES}
+            if uneven:
+                continue
             for shift, bad in ((0.3, 0.0), (0.8, 0.0), (0.0, 0.1), (0.0, 0.3)):
                 number += 1
                 yield {**common, "shift": shift, "bad": bad, "goes_bad": True, "histories": DRILLS, "number": number}
@@ -84,7 +89,7 @@ def cases() -> Iterator[dict[str, Any]]:
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
     healthy = [row["false_alarm"] for row in rows if not row["goes_bad"]]
-    usual = [row for row in rows if row["goes_bad"] and row["answers"] == 200]
+    usual = [row for row in rows if row["goes_bad"] and row["answers"] == 200 and not row["uneven"]]
     return {
         "false_alarm_worst": max(healthy),
         "found_worst": min(row["found"] for row in usual),

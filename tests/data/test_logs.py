@@ -18,7 +18,7 @@ FEW = Audit(examples=30)
 
 
 def row(number, **changes):
-    time = datetime.fromtimestamp(1_800_000_000 + 60 * number, UTC).isoformat()
+    time = datetime.fromtimestamp(1_780_000_000 + 60 * number, UTC).isoformat()
     return {"time": time, "prompt": f"prompt {number}", "response": f"answer {number}"} | changes
 
 
@@ -35,7 +35,7 @@ def test_a_sample_of_different_prompts_with_what_was_read(tmp_path):
     rows = [row(n) for n in range(200)] + [row(n, response="later") for n in range(100)] + [row(300, prompt=" ")]
     path = written(tmp_path / "a.jsonl", rows)
     found = drawn(path)
-    assert (found.records, found.earlier, found.without_prompt) == (301, 0, 1)
+    assert found.counts == {"records": 301, "earlier": 0, "others": 0, "without_prompt": 1}
     assert (found.first, found.last) == (rows[0]["time"], rows[-1]["time"])
     assert len({one["prompt"] for one in found.rows}) == len(found.rows) == 30
     assert all(one["response"].startswith("answer") for one in found.rows)  # the first of each prompt
@@ -57,7 +57,7 @@ def test_prompts_have_equal_chances_however_often_they_are_asked(tmp_path):
 def test_what_is_not_later_is_left_out(tmp_path):
     path = written(tmp_path / "a.jsonl", [row(n) for n in range(50)])
     found = drawn(path, after=logs.as_time(row(9)["time"]))
-    assert found.earlier == 10 and len(found.rows) == 30 and found.first == row(10)["time"]
+    assert found.counts["earlier"] == 10 and len(found.rows) == 30 and found.first == row(10)["time"]
     none = drawn(path, after=logs.as_time(row(99)["time"]))
     assert none.rows == [] and none.first is None is none.last
 
@@ -81,9 +81,29 @@ def test_compressed_logs_and_a_byte_order_mark(tmp_path):
     packed.write_bytes(gzip.compress(plain.read_bytes()))
     answers = [[one["response"] for one in drawn(path).rows] for path in (plain, marked, packed)]
     assert answers[0] == answers[1] == answers[2]
-    packed.write_bytes(packed.read_bytes()[:-20])
-    with pytest.raises(InputError, match=r"^LOGS: .*c\.jsonl\.gz cannot be read"):
-        drawn(packed)
+    whole = packed.read_bytes()
+    assert drawn(packed).files[0]["sha256"] == hashlib.sha256(whole).hexdigest()
+    for damaged in (whole[:-20], whole[:40] + bytes(20) + whole[60:]):
+        packed.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"^LOGS: .*c\.jsonl\.gz cannot be read"):
+            drawn(packed)
+
+
+def test_no_answer_an_old_format_and_a_line_that_is_being_written(tmp_path):
+    old = [{"time": row(0)["time"], "q": "of another format"}]
+    rows = [*old, row(1, response=None), row(2, prompt=None), row(3)]
+    path = written(tmp_path / "a.jsonl", rows)
+    with path.open("a") as file:
+        file.write('{"time": "2026-0')
+    found = drawn(path, after=logs.as_time(row(0)["time"]))
+    assert found.counts == {"records": 4, "earlier": 1, "others": 0, "without_prompt": 1}
+    assert {one["response"] for one in found.rows} == {"", "answer 3"}
+
+
+def test_answers_of_others_are_left_out(tmp_path):
+    rows = [row(n, model={"name": "champion" if n % 3 else "teacher"}) for n in range(60)]
+    found = drawn(written(tmp_path / "a.jsonl", rows), Audit(examples=30, where={"model.name": "champion"}))
+    assert found.counts["others"] == 20 and all(int(one["prompt"].split()[1]) % 3 for one in found.rows)
 
 
 GOOD = json.dumps(row(0)).encode()
@@ -94,11 +114,15 @@ GOOD = json.dumps(row(0)).encode()
     [
         (json.dumps({"time": row(1)["time"], "prompt": "q", "answer": "a"}).encode(),
          "field 'response' is missing, it has time, prompt, answer; write its name in audit.response_field"),
-        (json.dumps(row(1, prompt=None)).encode(), "field 'prompt' is null"),
-        (json.dumps(row(1, response=["a"])).encode(), "field 'response' is no text but a list"),
-        (json.dumps(row(1, time="yesterday")).encode(), "field 'time' is no time: 'yesterday'; write e.g. 2026"),
-        (json.dumps(row(1, time=True)).encode(), "field 'time' is no time"),
-        (json.dumps(row(1, feedback="good")).encode(), "field 'feedback' is no number: 'good'"),
+        (json.dumps(row(1, response=["a"])).encode(),
+         "field 'response' is no text but a list; name what is in it: audit.response_field: response.0.content"),
+        (json.dumps({"prompt": "q", "response": "a"}).encode(), "field 'time' is missing.*audit.time_field"),
+        (json.dumps(row(1, time="my secret")).encode(),
+         "field 'time' is no time but a text of 9 characters; write e.g. 2026"),
+        (json.dumps(row(1, time=True)).encode(), "field 'time' is no time but a bool"),
+        (json.dumps(row(1, time="2099-01-01")).encode(), "field 'time' is a time to come, 2099-01-01T00:00:00.00:00"),
+        (json.dumps(row(1, feedback="secret")).encode(), "field 'feedback' is no number but a text of 6 characters"),
+        (json.dumps(row(1, feedback=10**400)).encode(), "field 'feedback' is no number but a int"),
         ('{"prompt": "Größe"}'.encode("latin-1"), r"not UTF-8 \(byte 14\); write one JSON object per line, in UTF-8"),
         (json.dumps(row(1)).encode("utf-16"), "not UTF-8"),
         (b'{"prompt": ', r"not JSON \(.*\); write one JSON object per line"),
@@ -108,8 +132,9 @@ GOOD = json.dumps(row(0)).encode()
 def test_bad_lines_are_told_by_file_and_line(tmp_path, line, told):
     path = tmp_path / "a.jsonl"
     path.write_bytes(GOOD + b"\n\n" + line + b"\n")
-    with pytest.raises(InputError, match=rf"^LOGS: {path}, line 3: {told}"):
+    with pytest.raises(InputError, match=rf"^LOGS: {path}, line 3: {told}") as raised:
         drawn(path)
+    assert "secret" not in str(raised.value)
 
 
 def test_a_line_without_an_end(tmp_path):
@@ -126,7 +151,7 @@ from featkd.data import logs
 from featkd.judging import Audit
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 found = logs.draw([Path(sys.argv[1])], Audit(), None, b"a")
-print(found.records, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+print(found.counts['records'], (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
 

@@ -62,6 +62,13 @@ def test_a_larger_one_where_all_fail_on_quality_a_cheaper_one_where_one_fails_on
     assert told({"sft": small, "logit-kd": dear}) == [("cheaper-student", "logit-kd", None)]
 
 
+def test_a_candidate_that_failed_or_leans_tells_nothing_of_size():
+    broken = candidate("sft").model_copy(update={"verdict": Decision(verdict="no-go", why="parity-failed")})
+    small = judged("logit-kd", "no-go", gate(QUALITY, "fail"))
+    assert told({"sft": broken, "logit-kd": small}) == [("larger-student", "logit-kd", 0.4)]
+    assert told({"sft": judged("sft", "no-go", gate("guardrails.own.stereotype.worse", "fail"))}) == []
+
+
 def test_other_layers_where_features_do_harm():
     worse = Comparison(task="t", a="feature-kd", b="logit-kd", kind="difference",
                        estimate=Interval(value=-0.1, low=-0.2, high=-0.01))  # fmt: skip

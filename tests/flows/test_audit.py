@@ -16,6 +16,7 @@ import yaml
 
 from featkd import specfile
 from featkd.decide import ledger
+from featkd.errors import RunError
 from featkd.result import Recommendation
 from featkd.store import Store
 from flows import cli, promotion, runtime
@@ -90,10 +91,10 @@ def champion(work):
 
 
 def written(work, name, week, answer):
-    """80 records of a week from now on; answer: of a prompt's number."""
-    start = datetime.now(UTC) + timedelta(days=7 * week)
+    """80 records of a `week` from now on, which is five minutes here; answer: of a prompt's number."""
+    start = datetime.now(UTC) + timedelta(minutes=5 * week)
     rows = [
-        {"time": (start + timedelta(minutes=n)).isoformat(), "prompt": tiny_models.text(n, 6), "response": answer(n)}
+        {"time": (start + timedelta(seconds=n)).isoformat(), "prompt": tiny_models.text(n, 6), "response": answer(n)}
         for n in range(80)
     ]
     path = work.root / name
@@ -161,7 +162,51 @@ def test_an_alarm_is_only_told_where_the_spec_has_no_fail_safe(work, capsys):
     assert (code, told["verdict"], told["champion"]["candidate"], champion(work)) == (0, "alarm", STUDENT, STUDENT)
     code, told, err = featkd(work, capsys, "audit", work.spec, logs)
     assert (code, told["verdict"], told["earlier"]) == (0, "too-few", 80)  # the same logs again
-    assert "0 different prompts in 80 records, 80 of them not after" in err
+    assert "0 different prompts" in err
+
+
+def test_a_fail_safe_that_was_cut_short_is_done_by_the_next_audit(work, capsys, monkeypatch):
+    offered(work)
+    featkd(work, capsys, "audit", work.spec, written(work, "a.jsonl", 0, healthy(0)))
+    logs = written(work, "b.jsonl", 1, bad)
+
+    def lost(*arguments, **named):
+        raise RunError("MLflow does not answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(promotion, "roll_back", lost)
+        assert featkd(work, capsys, "audit", work.spec, logs)[0] == 1
+    assert champion(work) == STUDENT and ledger.whole(work.ledger)[-1]["verdict"] == "alarm"
+    code, told, err = featkd(work, capsys, "audit", work.spec, logs)
+    assert (code, told["verdict"], champion(work)) == (0, "alarm", "teacher") and "that is done now" in err
+    assert [one["kind"] for one in ledger.whole(work.ledger)][-2:] == ["audit", "rollback"]
+
+
+def test_a_student_that_comes_back_begins_anew(work, capsys):
+    """Its old reference and the audit that ended its service do not count."""
+    offered(work)
+    for week, answer in enumerate((healthy(0), bad)):
+        featkd(work, capsys, "audit", work.spec, written(work, "a.jsonl", week, answer))
+    assert champion(work) == "teacher"
+    featkd(work, capsys, "approve", "last", "--by", "Ada", "--reason", "it was the network")
+    logs = written(work, "b.jsonl", 2, healthy(2))
+    _, told, _ = featkd(work, capsys, "audit", work.spec, logs)
+    assert (told["verdict"], told["audit"], told["examples"]) == ("reference", 1, 60)
+    assert champion(work) == STUDENT
+
+
+def test_the_teacher_of_a_champion_is_its_own(work, capsys):
+    """Another run has registered another teacher since: nobody promoted it, and nothing is held against it."""
+    offered(work)
+    other = Store(work.home / "store").make(
+        "onnx", 64 * "x", lambda out: _copied(work.home / "store/onnx" / ("f" * 20), out)
+    )
+    teacher = work.result.candidates["teacher"].model_copy(update={"artefact": other.key})
+    result = work.result.model_copy(update={"candidates": {**work.result.candidates, "teacher": teacher}})
+    Registry(work.home, "drill").register(result, "teacher", other)
+    record = ledger.whole(work.ledger)[0]
+    code, told, _ = featkd(work, capsys, "rollback", "drill", "--reason", "r", "--to-teacher")
+    assert told["artefact"] == work.result.candidates["teacher"].artefact != other.key and record
 
 
 def test_nothing_moves_on_bad_input(work, capsys):
@@ -174,7 +219,7 @@ def test_nothing_moves_on_bad_input(work, capsys):
     lines = good.read_text().splitlines()
     broken = {
         "no-field.jsonl": "\n".join([*lines[:50], lines[50].replace('"response"', '"answer"')]).encode(),
-        "latin.jsonl": "\n".join(lines[:50]).encode() + '\n{"prompt": "Größe"}'.encode("latin-1"),
+        "latin.jsonl": "\n".join(lines[:50]).encode() + '\n{"prompt": "Größe"}\n'.encode("latin-1"),
     }
     for name, content in broken.items():
         (work.root / name).write_bytes(content)
@@ -228,11 +273,25 @@ def test_a_person_approves_and_takes_back(work, capsys):
     code, told, _ = featkd(work, capsys, "rollback", "drill", "--by", "Ada", "--reason", "complaints")
     assert (code, told["kind"], told["candidate"], champion(work)) == (0, "rollback", "teacher", "teacher")
     code, _, err = featkd(work, capsys, "rollback", "drill", "--reason", "more complaints")
-    assert code == 2 and "replaced none: there is none to go back to" in err
+    assert code == 2 and "is the first: there is none to go back to" in err
     assert featkd(work, capsys, "rollback", "other", "--reason", "r")[0] == 2
     code, told, _ = featkd(work, capsys, "approve", "last", "--by", "Ada", "--reason", "it was the network")
     assert (code, champion(work)) == (0, STUDENT)
     assert ledger.verify(ledger.read(work.ledger)) == []
+
+
+def test_an_alias_that_was_moved_by_hand_is_told(work, capsys):
+    offered(work)
+    registry = Registry(work.home, "drill")
+    registry.store.set_registered_model_alias("drill", "champion", "1")
+    registry.store.set_registered_model_alias("drill", "champion", "2")
+    logs = written(work, "a.jsonl", 0, healthy(0))
+    _, told, err = featkd(work, capsys, "audit", work.spec, logs)
+    assert told["unrecorded"] is False and "by hand" not in err
+    featkd(work, capsys, "rollback", "drill", "--reason", "a try")
+    registry.store.set_registered_model_alias("drill", "champion", "2")
+    _, told, err = featkd(work, capsys, "audit", work.spec, written(work, "b.jsonl", 1, healthy(1)))
+    assert told["unrecorded"] is True and "made it version 1: it was moved by hand" in err
 
 
 def test_models_that_are_not_here_are_told(work, capsys):

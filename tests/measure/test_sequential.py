@@ -63,6 +63,31 @@ def test_what_was_passed_at_the_first_audit_by_enumeration():
         assert sequential._p("far_off", values, np.zeros(5)) == pytest.approx(np.mean(passed))
 
 
+@pytest.mark.parametrize(
+    ("then", "now", "rate"), [(200, 30, 0.02), (500, 50, 0.005), (200, 200, 0.02), (60, 200, 0.98)]
+)
+def test_p_holds_what_it_promises_where_nearly_all_answers_are_alike(then, now, rate):
+    """Of one-token answers, or of feedback: by simulation p is at most as small as it says, far out in the tail."""
+    rng = np.random.default_rng(6)
+    draws = [[(rng.random(n) < rate) * 1.0 for n in (now, then)] for _ in range(4000)]
+    found = np.array([sequential._p("disagreement", *one) for one in draws])
+    for level in (0.05, 0.01, 0.002):
+        assert (found <= level).sum() <= stats.binom.ppf(0.9999, len(found), level)
+
+
+def test_limits_of_rights_and_wrongs():
+    """By simulation: at the limit itself an alarm at most as often as its level, on feedback (at least) and shares."""
+    rng = np.random.default_rng(7)
+    feedback = [sequential._p_above("feedback", -((rng.random(20) < 0.1) * 1.0), -0.1) for _ in range(4000)]
+    shares = [sequential._p_above("empty", (rng.random(50) < 0.02) * 1.0, 0.02) for _ in range(4000)]
+    for found in (feedback, shares):
+        for level in (0.05, 0.01):
+            assert (np.array(found) <= level).sum() <= stats.binom.ppf(0.9999, len(found), level)
+    assert sequential._p_above("feedback", -np.zeros(20), -0.1) == pytest.approx(0.9**20)
+    assert sequential._p_above("surprise", np.full(9, 3.0), 2.0) == 0.0
+    assert sequential._p_above("surprise", np.full(9, 3.0), 4.0) == 1.0
+
+
 def test_every_test_spends_its_part_and_says_what_it_saw():
     rng = np.random.default_rng(2)
     first, second, now = answers(rng), answers(rng), answers(rng, shift=1.0)

@@ -59,7 +59,7 @@ def test_a_state_that_is_the_teachers_but_for_a_turn_is_all_there():
     theirs = torch.randn(400, 16, dtype=torch.float64)
     turn = torch.linalg.qr(torch.randn(16, 16, dtype=torch.float64)).Q
     found = transfer.beside([3 * theirs @ turn + 5, torch.randn(400, 8, dtype=torch.float64)], [theirs, theirs])
-    assert found.cka[0] == pytest.approx([1.0, 1.0], abs=1e-6)
+    assert found.cka[0] == pytest.approx([1.0, 1.0], abs=1e-4)
     assert found.cosine[0] == pytest.approx(1.0, abs=1e-4) and found.norm_ratio[0] == pytest.approx(1.0, abs=2e-3)
     assert abs(found.cka[1][1]) < 0.05 and found.cosine[1] < 0.1 and found.norm_ratio[1] < 0.4
 
@@ -79,9 +79,10 @@ def test_before_and_after_of_a_copied_student(exported, tmp_path):
     rng, hf = np.random.default_rng(0), exported("llama").hf
     np.save(tmp_path / "train.npy", tiny_models.blocks_of(rng.integers(1, 300, (8, 32), dtype=np.int32)))
     size = spec.Student(name="s", layers=2, init="copy")
-    told = transfer.layers(hf, hf, size, 0, tmp_path, 128, texts(hf), "cpu", tmp_path)
+    trained = tiny_models.save("llama", tmp_path / "trained", seed=9, layers=1)
+    told = transfer.layers(hf, trained, size, 0, tmp_path, 128, texts(hf), "cpu", tmp_path)
     found = transfer.told(tmp_path)
     assert told["tokens"] == found.tokens == json.loads((tmp_path / "layers.json").read_text())["tokens"]
-    assert np.diag(found.before.cka) == pytest.approx([1.0, 1.0, 1.0], abs=1e-5)
-    assert found.before == found.after and np.shape(found.after.cka) == (3, 3)
-    assert found.after.cosine == pytest.approx([1.0, 1.0, 1.0], abs=0.02)
+    assert np.diag(found.before.cka) == pytest.approx([1.0, 1.0, 1.0], abs=1e-4)
+    assert found.before.cosine == pytest.approx([1.0, 1.0, 1.0], abs=0.02)
+    assert np.shape(found.after.cka) == (2, 3) and found.after.cosine[-1] < 0.9
