@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_models
 import yaml
@@ -15,7 +16,7 @@ from featkd.result import Result
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "flows" / "specs" / "tiny.yaml"
-SECTIONS = {"quality", "fidelity", "guardrails", "latency", "memory", "energy", "roi", "verdict"}
+SECTIONS = {"quality", "fidelity", "transfer", "guardrails", "latency", "memory", "energy", "roi", "verdict"}
 
 
 def featkd(*arguments, root):
@@ -77,6 +78,10 @@ def test_every_candidate_has_every_section_and_empty_ones_say_why(first):
         assert len(candidate["quality"]["tasks"]) == 3
         assert all(task["overlap"]["value"] < 0.5 for task in candidate["quality"]["tasks"].values())
         assert candidate["parity"]["passed"]
+        if name != "teacher":
+            begun, trained = candidate["transfer"]["before"], candidate["transfer"]["after"]
+            assert np.shape(trained["cka"]) == np.shape(begun["cka"]) == (2, 3) and begun != trained
+            assert candidate["fidelity"]["held_out"]["tokens"] > 1000
         assert [point["concurrency"] for point in candidate["latency"]["points"]] == [1, 2]
         assert all(point["decode_tokens_per_s"]["value"] > 0 for point in candidate["latency"]["points"])
         assert candidate["memory"]["peak_rss_bytes"]["value"] > 1e6

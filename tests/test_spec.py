@@ -49,6 +49,13 @@ def tree(**changes):
         ({"seeds": [0, 1], "students": [{"name": "s", "model": "m"}]}, "the same weights with every"),
         ({"gates": [{"metric": "quality.mmlu.retained", "at_least": 1}]}, "names a task that quality.tasks does not"),
         ({"gates": [{"metric": "speed", "at_least": 1}]}, "gates.0.metric"),
+        ({"gates": [{"metric": "fidelity.mmlu.kl", "at_most": 1}]}, "names a task that quality.tasks does not"),
+        (
+            {"teacher": {"model": "x", "reference_perplexity": 9.0}, "quality": {"tasks": ["heldout_continuation"]}},
+            "teacher.reference_perplexity: is held against heldout_perplexity; add it to quality.tasks",
+        ),
+        ({"audit": {"margins": {"speed": 1}}}, "no figure speed; write one of surprise, far_off"),
+        ({"audit": {"limits": {"far_off": 1}}}, "write a limit of surprise"),
         ({"seeds": [0, 1], "students": [{"name": "s", "layers": 2, "init": "copy"}]}, "the same weights with every"),
         ({"seeds": [0, 1], "students": [{"name": "s", "layers": 2, "init": "slice"}]}, "the same weights with every"),
         ({"cost": {"utilisation": 1.5}}, "utilisation: 1.5 must be above 0 and at most 1"),

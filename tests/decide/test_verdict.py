@@ -38,6 +38,13 @@ def test_adequacy_needs_intervals_that_do_not_touch():
     assert verdict.adequacy(perplexity, {"sft": {"p": score(120, 5, 500, higher=False)}}, "stop").adequate
 
 
+def test_a_teacher_far_above_the_perplexity_it_is_known_for():
+    told = score(120, 5, 500, higher=False).model_copy(update={"metric": "token_perplexity"})
+    assert verdict.adequacy({"p": told}, {}, "stop", most_perplexity=130).adequate
+    (_, check) = verdict.adequacy({"p": told}, {}, "stop", most_perplexity=124).checks
+    assert (check.against, check.passed, check.other.value) == ("reference", False, 124)
+
+
 def test_the_teacher_is_checked_against_every_control_by_name():
     close = score(0.55, 0.1, 0.25)
     found = verdict.adequacy({"a": GOOD}, {"sft-s-fp32": {"a": POOR}, "sft-m-fp32": {"a": close}}, "stop")

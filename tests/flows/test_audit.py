@@ -3,10 +3,18 @@
 Real models in a real store, MLflow's registry on SQLite, a real Prefect server.
 """
 
+import contextlib
 import json
+import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
 import urllib.request
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 
 import make_results
@@ -137,9 +145,6 @@ def test_answers_gone_bad_move_the_alias_back_and_leave_a_record(work, capsys):
 
 def events():
     """The names of the events that Prefect's server has of us."""
-    import os
-    import time
-
     asked = {"filter": {"event": {"prefix": ["featkd."]}}, "limit": 50}
     for _ in range(40):
         request = urllib.request.Request(
@@ -299,6 +304,43 @@ def test_models_that_are_not_here_are_told(work, capsys):
     shutil.rmtree(next((work.home / "store" / "onnx").glob("f*")))
     code, _, err = featkd(work, capsys, "audit", work.spec, written(work, "a.jsonl", 0, healthy(0)))
     assert code == 2 and f"the exported {STUDENT} of run {work.result.run_id} is not in" in err
+
+
+@pytest.fixture
+def mlflow_server(tmp_path, monkeypatch):
+    """MLflow's own server on loopback; what work fixtures make after this is kept there."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1",
+               "--backend-store-uri", f"sqlite:///{tmp_path}/server.db",
+               "--artifacts-destination", str(tmp_path / "served")]  # fmt: skip
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (tmp_path / "server.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+    for _ in range(240):
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health")
+            break
+        time.sleep(0.5)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    yield
+    os.killpg(process.pid, signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_a_server_gets_what_others_can_load(own_store, mlflow_server, work, capsys, tmp_path):
+    import mlflow
+
+    offered(work)
+    registry = Registry(work.home, "drill")
+    assert champion(work) == STUDENT
+    found = registry.store.get_model_version_by_alias("drill", "champion")
+    assert found.run_id and found.source.startswith("mlflow-artifacts:")
+    loaded = mlflow.artifacts.download_artifacts("models:/drill@champion", dst_path=str(tmp_path / "elsewhere"))
+    assert list(Path(loaded).rglob("model.onnx"))
+    code, _, _ = featkd(work, capsys, "rollback", "drill", "--reason", "a try")
+    assert (code, champion(work)) == (0, "teacher")
 
 
 def test_the_flow_can_be_scheduled(server):
