@@ -70,33 +70,42 @@ def _look(context: Context, files: list[Path], since: str | None) -> dict[str, A
     if alarm := succession.unfinished(records, champion.artefact):
         say(f"audit {alarm['audit']} raised an alarm and took nothing back: that is done now")
         return _outcome(registry, champion, alarm, _taken_back(context, registry, champion, alarm))
-    method = stages.method(context)
-    earlier = succession.audits(records, champion.artefact, method)
+    earlier = succession.audits(records, champion.artefact, stages.method(context))
     sample = logs.draw(
         files, asked, _after(records, champion, since), digest([champion.artefact, len(records)]).encode()
     )
-    counted = {**sample.counts, "examples": len(sample.rows), "from": sample.first, "until": sample.last}
-    fewest = FEWEST if earlier else asked.examples
+    sound = [one for one in earlier if one["verdict"] != "alarm"]
+    fewest, which = (FEWEST, "an audit") if sound else (asked.examples, "the first audit (audit.examples)")
     if len(sample.rows) < fewest:
-        say(f"{len(sample.rows)} different prompts in {sample.counts}; {'an' if earlier else 'the first'} audit needs "
-            f"{fewest}{'' if earlier else ' (audit.examples)'}: nothing is decided")  # fmt: skip
-        return {"verdict": "too-few", "model": name, "version": champion.number, **counted}
+        say(f"{len(sample.rows)} different prompts in {sample.counts}; {which} needs {fewest}: nothing is decided")
+        return {"verdict": "too-few", "model": name, "version": champion.number, **_counted(sample)}
+    record = _judged(context, champion, sample, sound, len(earlier) + 1, unrecorded)
+    failing = record["verdict"] == "alarm" and asked.fail_safe != "none"
+    return _outcome(registry, champion, record, _taken_back(context, registry, champion, record) if failing else None)
+
+
+def _judged(
+    context: Context, champion: Version, sample: logs.Sample, before: list[Record], number: int, unrecorded: bool
+) -> Record:
+    """What teacher and tests say of the sample, on record. before: audits that it is held against."""
     models = [
-        promotion.in_store(home, artefact, f"{who} of run {champion.run_id}")
+        promotion.in_store(context.home, artefact, f"{who} of run {champion.run_id}")
         for artefact, who in ((champion.teacher, TEACHER), (champion.artefact, champion.candidate))
     ]
     made = stages.rescore(context, sample, *models)
-    before = [_answers(_evidence(context, one)) for one in earlier if one["verdict"] != "alarm"]
-    tests = look(_answers(made.path), before, asked)
+    tests = look(_answers(made.path), [_answers(_evidence(context, one)) for one in before], context.spec.audit)
     alarmed = any(test.alarm for test in tests)
-    record = ledger.append(
-        home / ledger.FOLDER, "audit", promotion.FEATKD,
-        poc=name, **champion.told, verdict="alarm" if alarmed else "healthy" if before else "reference",
-        audit=len(earlier) + 1, **counted, unrecorded=unrecorded, logs=sample.files, evidence=made.key, method=method,
-        settings=asked.model_dump(mode="json"), tests=[test.model_dump(mode="json") for test in tests],
+    return ledger.append(
+        context.home / ledger.FOLDER, "audit", promotion.FEATKD,
+        poc=context.spec.name, **champion.told, verdict="alarm" if alarmed else "healthy" if before else "reference",
+        audit=number, **_counted(sample), unrecorded=unrecorded, logs=sample.files, evidence=made.key,
+        method=stages.method(context), settings=context.spec.audit.model_dump(mode="json"),
+        tests=[test.model_dump(mode="json") for test in tests],
     )  # fmt: skip
-    back = _taken_back(context, registry, champion, record) if alarmed and asked.fail_safe != "none" else None
-    return _outcome(registry, champion, record, back)
+
+
+def _counted(sample: logs.Sample) -> dict[str, Any]:
+    return {**sample.counts, "examples": len(sample.rows), "from": sample.first, "until": sample.last}
 
 
 def _taken_back(context: Context, registry: Registry, champion: Version, alarm: Record) -> Record:
@@ -166,7 +175,8 @@ def _tell(spec: Spec, outcome: dict[str, Any]) -> None:
     """People on stderr, automations by an event."""
     for test in outcome.get("alarms", []):
         then = f", {test['reference']:.3g} at the first audit" if test["reference"] is not None else ""
-        say(f"  {test['figure']:<14} {test['value']:.3g}{then} (p {test['p']:.2g}, {test['looks']} audits together)")
+        over = f"last {test['looks']} audits" if test["looks"] > 1 else "this audit"
+        say(f"  {test['figure']:<14} {test['value']:.3g}{then} ({over}, p {test['p']:.2g})")
     if outcome["verdict"] in ("alarm", "healthy", "reference"):
         served = outcome["champion"]
         say(f"audit {outcome['audit']} of {spec.name}, version {outcome['version']}: {outcome['verdict']}; champion is "
