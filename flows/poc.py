@@ -109,8 +109,8 @@ class Poc:
             found.why = "parity-failed" if ships else found.why
             return None
         accuracy = measure.accuracy(self.context, label, onnx, self.tasks)
+        self.kept[f"accuracy-{found.name}" if ships else f"accuracy-{found.name}-seed-{seed}"] = accuracy
         if ships:
-            self.kept[f"accuracy-{found.name}"] = accuracy
             if self.suites is not None:
                 self.kept |= beside.guardrails(self.context, found, onnx, self.suites)
             if found.arm != "teacher":

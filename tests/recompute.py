@@ -45,15 +45,46 @@ def recompute(run: Path) -> dict[str, Any]:
         teacher = document["candidates"]["teacher"]
         spent = money(candidate, document["spec"]["cost"], None if name == "teacher" else teacher)
         found |= {f"{place}/roi/{key}": value for key, value in spent.items()}
-    for at, told in enumerate(document["comparisons"]):
-        a, b = (tables[told[side]].query("task == @told['task']").reset_index(drop=True) for side in "ab")
-        value = quality(a, b, None, itself=False)["ratio" if told["kind"] == "ratio" else "difference"]
-        found[f"comparisons/{at}/estimate"] = value
+    seeds = {name: all_seeds(run, name, candidate, tables[name]) for name, candidate in document["candidates"].items()}
+    for name, candidate in document["candidates"].items():
+        for task, score in candidate["quality"]["recipe"].items():
+            mine, teacher = ([of_task(one, task) for one in seeds[who]] for who in (name, "teacher"))
+            for key, value in over_seeds(mine, teacher, score["chance"]).items():
+                found[f"candidates/{name}/quality/recipe/{task}/{key}"] = value
+    leads = [(f"comparisons/{at}", told) for at, told in enumerate(document["comparisons"])]
+    for curve_at, curve in enumerate((document["sizes"] or {"curves": []})["curves"]):
+        for at, point in enumerate(curve["points"]):
+            if point["lead"]:
+                leads.append((f"sizes/curves/{curve_at}/points/{at}/lead", point["lead"]))
+    for place, told in leads:
+        a, b = ([of_task(one, told["task"]) for one in seeds[told[side]]] for side in "ab")
+        kind = "ratio" if told["kind"] == "ratio" else "difference"
+        found[f"{place}/estimate"] = over_seeds(a, b, None)[kind]
     return found
 
 
-def fieller(above: pandas.Series, below: pandas.Series, groups: pandas.Series, cells: list) -> tuple:
-    """The ratio of two means with the bounds of r for which above - r below is not told from 0, found by bisection."""
+def all_seeds(run: Path, name: str, candidate: dict, shipped: pandas.DataFrame) -> list[pandas.DataFrame]:
+    """In the order of the spec; the one that ships is the first."""
+    others = list(candidate["quality"]["replicates"])[1:]
+    files = [run / f"evidence/accuracy-{name}-seed-{seed}/samples.parquet" for seed in others]
+    return [shipped, *(pandas.read_parquet(file).sort_values("doc_id") for file in files)]
+
+
+def of_task(table: pandas.DataFrame, task: str) -> pandas.DataFrame:
+    return table[table.task == task].reset_index(drop=True)
+
+
+def fieller(
+    above: pandas.Series,
+    below: pandas.Series,
+    groups: pandas.Series,
+    cells: list,
+    seeds: list[pandas.Series] | None = None,
+) -> tuple:
+    """The ratio of two means with the bounds of r for which above - r below is not told from 0, found by bisection.
+
+    seeds: what `above` is the mean of.
+    """
     table = pandas.DataFrame({"above": above, "below": below, "group": groups})
     value = above.sum() / below.sum()
     totals = table.groupby("group")[["above", "below"]].sum()
@@ -63,14 +94,22 @@ def fieller(above: pandas.Series, below: pandas.Series, groups: pandas.Series, c
     effect = max(1.0, (by_group**2).sum() / (rest**2).sum()) if (rest**2).sum() else len(rest) / n
 
     spread = by_group.var(ddof=1) * n + 0.5 * effect * sum((a - value * b) ** 2 for a, b in cells)
+    added, freedom = 0.0, n - 1
+    if seeds:
+        of_seeds = np.var([one.sum() for one in seeds], ddof=1) / len(seeds)
+        left = [(one - above).groupby(groups).sum() for one in seeds]
+        shared = sum(((one - one.mean()) ** 2).sum() for one in left) / (len(seeds) - 1) / len(seeds)
+        total = max(spread + of_seeds - shared, spread, of_seeds)
+        added, freedom = total - spread, total**2 / (of_seeds**2 / (len(seeds) - 1) + spread**2 / (n - 1))
+        spread = total
     shift = (by_group**3).sum() / spread**1.5 * (1 + 2 * 1.959963984540054**2) / 6 if spread else 0.0
 
     def surplus(r: float, sign: int) -> float:
         """Above 0 where r is rejected; sign: the side it is on, where the long tail may move it further out."""
         apart = totals.above - r * totals.below
         extra = [a - r * b for a, b in cells]
-        variance = apart.var(ddof=1) * n + 0.5 * effect * sum(one**2 for one in extra)
-        critical = student_t.ppf(0.975, n - 1) + max(0.0, sign * shift)
+        variance = apart.var(ddof=1) * n + 0.5 * effect * sum(one**2 for one in extra) + added
+        critical = student_t.ppf(0.975, freedom) + max(0.0, sign * shift)
         return abs(apart.sum() + 0.5 * sum(extra)) - critical * math.sqrt(variance)
 
     middle = (above.sum() + 0.5 * sum(a for a, _ in cells)) / (below.sum() + 0.5 * sum(b for _, b in cells))
@@ -86,6 +125,30 @@ def fieller(above: pandas.Series, below: pandas.Series, groups: pandas.Series, c
             near, far = (near, half) if surplus(middle + sign * half, sign) > 0 else (half, far)
         bounds.append(middle + sign * near)
     return (value, *bounds)
+
+
+def over_seeds(mine: list[pandas.DataFrame], others: list[pandas.DataFrame], chance: float | None) -> dict[str, Any]:
+    """Of a recipe, the mean over seeds, beside a teacher (one table) or another recipe, seed by seed."""
+    first, w, groups = mine[0], mine[0].weight, mine[0].group
+    pairs = list(zip(mine, others * len(mine) if len(others) == 1 else others, strict=True))
+    cells = [(a, b) for a in (0, 1) for b in (0, 1)]
+
+    def told(each: list[pandas.Series], below: pandas.Series, added: list) -> tuple:
+        return fieller(sum(each) / len(each), below, groups, added, each if len(each) > 1 else None)
+
+    if first.metric[0].endswith("perplexity"):
+        figures = {"estimate": [-a.score for a in mine], "ratio": [b.score - a.score for a, b in pairs]}
+        return {name: tuple(math.exp(one) for one in told(each, w, [])) for name, each in figures.items()}
+    ones = first.score * 0 + 1
+    figures = {
+        "estimate": told([a.score for a in mine], ones, []),
+        "difference": told([a.score - b.score for a, b in pairs], ones, [(a - b, 1) for a, b in cells]),
+    }
+    if chance is not None and len(others) == 1 and others[0].score.mean() - chance > 1e-9:
+        lead = [a.score - chance for a in mine]
+        added = [(a - chance, b - chance) for a, b in cells]
+        figures["retained"] = told(lead, others[0].score - chance, added)
+    return figures
 
 
 def average(values: pandas.Series, groups: pandas.Series) -> tuple:
@@ -182,53 +245,89 @@ def guardrails(run: Path, name: str) -> dict[str, Any]:
     return figures
 
 
-def latency(raw: dict, teacher: dict) -> dict[str, float]:
+def latency(raw: dict, teacher: dict) -> dict[str, Any]:
     figures = {}
+    prompt = raw["prompt_tokens"]
     for at, size in enumerate(sorted(map(int, raw["rounds"][0]["batches"]))):
         rounds, base = ([one["batches"][str(size)] for one in of["rounds"]] for of in (raw, teacher))
         place = f"latency/points/{at}"
-        figures[f"{place}/ttft_ms/p50"] = geometric([np.median(one["ttft_ms"]) for one in rounds])
-        gaps = [np.mean(one["inter_token_ms"], 1) for one in rounds]
+        first, its_first = ([np.array(one["ttft_ms"]) for one in of] for of in (rounds, base))
+        gaps, its_gaps = ([np.mean(one["inter_token_ms"], 1) for one in of] for of in (rounds, base))
+        figures[f"{place}/ttft_ms/p50"] = geometric([np.median(one) for one in first])
+        figures[f"{place}/ttft_ms/p90"] = geometric([np.quantile(one, 0.9) for one in first])
+        figures[f"{place}/prefill_tokens_per_s"] = geometric([np.median(1e3 * size * prompt / one) for one in first])
         figures[f"{place}/decode_tokens_per_s"] = geometric([np.median(1e3 * size / gap) for gap in gaps])
         if raw is not teacher:
-            slower = [np.mean(one["inter_token_ms"], 1) for one in base]
-            figures[f"{place}/decode_speedup"] = geometric(
-                [np.median(theirs / mine) for theirs, mine in zip(slower, gaps, strict=True)]
-            )
+            for name, theirs, mine in (("ttft", its_first, first), ("decode", its_gaps, gaps)):
+                figures[f"{place}/{name}_speedup"] = geometric(
+                    [np.median(t / m) for t, m in zip(theirs, mine, strict=True)]
+                )
     figures["memory/peak_rss_bytes"] = geometric([one["peak_rss_bytes"] for one in raw["rounds"]])
     return figures
 
 
-def geometric(values: list[float]) -> float:
-    return float(np.exp(np.mean(np.log(values))))
+def geometric(values: list[float]) -> tuple:
+    """The mean over rounds with Student's interval of the logarithms."""
+    logs = np.log(values)
+    if np.ptp(logs) < 1e-12:
+        return (float(values[0]), None, None)
+    half = student_t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs))
+    return tuple(np.exp([logs.mean(), logs.mean() - half, logs.mean() + half]))
 
 
 def money(candidate: dict, cost: dict, teacher: dict | None) -> dict[str, Any]:
-    """From the rates at which it is priced; of a student beside the teacher's cost."""
+    """From the rates at which it is priced; of a student beside the teacher's cost. The quicker, the cheaper."""
     said = {name: one["value"] for name, one in cost.items() if isinstance(one, dict)}
-    (at,) = (one for one in candidate["latency"]["points"] if one["concurrency"] == candidate["roi"]["concurrency"])
-    prefill, decode = (at[f"{rate}_tokens_per_s"]["value"] for rate in ("prefill", "decode"))
-    seconds = said["input_tokens_per_request"] / prefill + said["output_tokens_per_request"] / decode
-    peak = said["requests_per_month"] / SECONDS_PER_MONTH * said["peak_factor"]
-    machines = math.ceil(peak * seconds / said["utilisation"])
-    monthly = machines * said["usd_per_hour"] * SECONDS_PER_MONTH / 3600
+    bounds = ("value", "high", "low")  # of the rates, for value, low and high of a cost
+    at = priced(candidate)
+    prefill, decode = ([at[f"{rate}_tokens_per_s"][bound] for bound in bounds] for rate in ("prefill", "decode"))
+    per_million = said["usd_per_hour"] * said["peak_factor"] * 1e6 / (3600 * said["utilisation"])
     figures = {
-        "machines": machines,
-        "monthly_cost_usd": monthly,
-        "usd_per_million_output_tokens": said["usd_per_hour"] * said["peak_factor"] * 1e6
-        / (3600 * decode * said["utilisation"]),
-        "usd_per_million_input_tokens": said["usd_per_hour"] * said["peak_factor"] * 1e6
-        / (3600 * prefill * said["utilisation"]),
-    }  # fmt: skip
+        "machines": machines(prefill[0], decode[0], said),
+        "monthly_cost_usd": tuple(monthly(*rates, said) for rates in zip(prefill, decode, strict=True)),
+        "usd_per_million_output_tokens": tuple(per_million / rate for rate in decode),
+        "usd_per_million_input_tokens": tuple(per_million / rate for rate in prefill),
+    }
     if teacher is None:
         return figures
-    saving = money(teacher, cost, None)["monthly_cost_usd"] - monthly - said["monthly_upkeep_usd"]
+    base, upkeep = priced(teacher), said["monthly_upkeep_usd"]
+    assert base["concurrency"] == at["concurrency"], "rounds are compared then, not turns"
+    value = monthly(*(base[f"{rate}_tokens_per_s"]["value"] for rate in ("prefill", "decode")), said)
+    value -= figures["monthly_cost_usd"][0]
+    savings = {
+        side: [
+            monthly(*pace, said)
+            - monthly(pace[0] * at["ttft_speedup"][side], pace[1] * at["decode_speedup"][side], said)
+            for bound in ("low", "high")
+            for pace in [[base[f"{rate}_tokens_per_s"][bound] for rate in ("prefill", "decode")]]
+        ]
+        for side in ("low", "high")
+    }
+    saving = [one - upkeep for one in (value, min(value, *savings["low"]), max(value, *savings["high"]))]
     one_off = said["engineering_usd"] + candidate["training"]["seconds"] / 3600 * said["training_usd_per_hour"]
     months, rate = range(1, cost["horizon_months"] + 1), (1 + said["discount_rate"]) ** (1 / 12)
+    payback = [one_off / one if one > 0 else "never" for one in saving]
     return figures | {
-        "monthly_saving_usd": saving,
+        "monthly_saving_usd": tuple(saving),
         "one_off_usd": one_off,
-        "payback_months": one_off / saving if saving > 0 else "never",
-        "npv_usd": sum(saving / rate**month for month in months) - one_off,
-        "cash_flow_usd": [month * saving - one_off for month in (0, *months)],
+        "payback_months": payback[0],
+        "payback_months_low": payback[2],
+        "payback_months_high": payback[1],
+        "npv_usd": sum(saving[0] / rate**month for month in months) - one_off,
+        "cash_flow_usd": [month * saving[0] - one_off for month in (0, *months)],
     }
+
+
+def priced(candidate: dict) -> dict:
+    (at,) = (one for one in candidate["latency"]["points"] if one["concurrency"] == candidate["roi"]["concurrency"])
+    return at
+
+
+def machines(prefill: float, decode: float, said: dict) -> int:
+    seconds = said["input_tokens_per_request"] / prefill + said["output_tokens_per_request"] / decode
+    peak = said["requests_per_month"] / SECONDS_PER_MONTH * said["peak_factor"]
+    return math.ceil(peak * seconds / said["utilisation"])
+
+
+def monthly(prefill: float, decode: float, said: dict) -> float:
+    return machines(prefill, decode, said) * said["usd_per_hour"] * SECONDS_PER_MONTH / 3600
