@@ -1,121 +1,18 @@
-"""The drill: a champion's answers go bad, its alias goes back, and a record says why. Nothing else moves it.
+"""The drill: a champion's answers go bad, its alias goes back, and a record says why. Nothing else moves it."""
 
-Real models in a real store, MLflow's registry on SQLite, a real Prefect server.
-"""
-
-import contextlib
 import json
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
 import urllib.request
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from types import SimpleNamespace
 
-import make_results
-import pytest
-import tiny_models
-import yaml
+from served import STUDENT, bad, champion, featkd, healthy, offered, written
 
-from featkd import specfile
 from featkd.decide import ledger
 from featkd.errors import RunError
-from featkd.result import Recommendation
 from featkd.store import Store
-from flows import cli, promotion, runtime
-from tasks import tracking
-from tasks.context import Context
+from flows import promotion
 from tasks.registry import Registry
-
-TREE = {
-    "name": "drill",
-    "data": {"files": ["x.jsonl"], "prompt_field": "prompt", "response_field": "response", "prompt_format": "plain"},
-    "teacher": {"model": "teacher"},
-    "students": [{"name": "s", "layers": 1}],
-    "training": {"tokens": 1000},
-    "audit": {"examples": 60, "fail_safe": "previous"},
-    "compute": {"device": "cpu", "threads": 2},
-}
-STUDENT = "feature-kd"
-
-
-@pytest.fixture(autouse=True)
-def own_store(monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """One Prefect server for all: what a command starts is then left alone."""
-    with runtime.session(tmp_path_factory.mktemp("prefect") / ".featkd") as opened:
-        opened.ready()
-        yield
-
-
-@pytest.fixture
-def work(tmp_path, exported, server):
-    """A finished PoC whose run recommends a student: models in the store, the run in MLflow, a verdict on record."""
-    home, result = tmp_path / ".featkd", make_results.full().model_copy(update={"name": "drill"})
-    candidates = dict(result.candidates)
-    for name, kind in (("teacher", "llama"), (STUDENT, "gpt2")):
-        folder = exported(kind).onnx
-        made = Store(home / "store").make("onnx", 64 * name[0], lambda out, folder=folder: _copied(folder, out))
-        candidates[name] = candidates[name].model_copy(update={"artefact": made.key})
-    recommended = Recommendation(candidate=STUDENT, code="replace")
-    result = result.model_copy(update={"candidates": candidates, "recommendation": recommended})
-    run = home / "runs" / result.run_id
-    run.mkdir(parents=True)
-    (run / "result.json").write_text(result.to_json())
-    tracking.log_poc(result, run, "", home)
-    spec = tmp_path / "spec.yaml"
-    spec.write_text(yaml.safe_dump(TREE))
-    return SimpleNamespace(root=tmp_path, home=home, result=result, spec=spec, ledger=home / "ledger")
-
-
-def _copied(folder, out):
-    shutil.copytree(folder, out, dirs_exist_ok=True)
-    return {}
-
-
-def offered(work, **changes):
-    record = ledger.verdict(work.ledger, work.result)
-    return promotion.offer(Context(specfile.validate(TREE | changes), work.root), work.result, record)
-
-
-def featkd(work, capsys, *arguments):
-    code = cli._guarded([*map(str, arguments), "--root", str(work.root)])
-    out, err = capsys.readouterr()
-    return code, json.loads(out.splitlines()[-1]) if out else None, err
-
-
-def champion(work):
-    found = Registry(work.home, "drill").champion()
-    return found and found.candidate
-
-
-def written(work, name, week, answer):
-    """80 records of a `week` from now on, which is five minutes here; answer: of a prompt's number."""
-    start = datetime.now(UTC) + timedelta(minutes=5 * week)
-    rows = [
-        {"time": (start + timedelta(seconds=n)).isoformat(), "prompt": tiny_models.text(n, 6), "response": answer(n)}
-        for n in range(80)
-    ]
-    path = work.root / name
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def healthy(week):
-    return lambda n: tiny_models.text(1000 * week + n, 8)
-
-
-def bad(n):
-    return "the list of " * 8
 
 
 def test_answers_gone_bad_move_the_alias_back_and_leave_a_record(work, capsys):
@@ -200,20 +97,6 @@ def test_a_student_that_comes_back_begins_anew(work, capsys):
     assert champion(work) == STUDENT
 
 
-def test_the_teacher_of_a_champion_is_its_own(work, capsys):
-    """Another run has registered another teacher since: nobody promoted it, and nothing is held against it."""
-    offered(work)
-    other = Store(work.home / "store").make(
-        "onnx", 64 * "x", lambda out: _copied(work.home / "store/onnx" / ("f" * 20), out)
-    )
-    teacher = work.result.candidates["teacher"].model_copy(update={"artefact": other.key})
-    result = work.result.model_copy(update={"candidates": {**work.result.candidates, "teacher": teacher}})
-    Registry(work.home, "drill").register(result, "teacher", other)
-    record = ledger.whole(work.ledger)[0]
-    code, told, _ = featkd(work, capsys, "rollback", "drill", "--reason", "r", "--to-teacher")
-    assert told["artefact"] == work.result.candidates["teacher"].artefact != other.key and record
-
-
 def test_nothing_moves_on_bad_input(work, capsys):
     logs = written(work, "a.jsonl", 0, healthy(0))
     code, _, err = featkd(work, capsys, "audit", work.spec, logs)
@@ -243,48 +126,6 @@ def test_nothing_moves_on_bad_input(work, capsys):
     assert champion(work) == STUDENT
 
 
-def test_the_alias_is_put_back_where_no_record_can_be_written(work, monkeypatch):
-    def full(*arguments, **named):
-        raise OSError(28, "No space left on device")
-
-    record = ledger.verdict(work.ledger, work.result)
-    context = Context(specfile.validate(TREE), work.root)
-    with monkeypatch.context() as patched:
-        patched.setattr(ledger, "append", full)
-        with pytest.raises(OSError, match="No space left"):
-            promotion.offer(context, work.result, record)
-        assert champion(work) is None
-    promotion.offer(context, work.result, record)
-    with monkeypatch.context() as patched:
-        patched.setattr(ledger, "append", full)
-        with pytest.raises(OSError, match="No space left"):
-            promotion.roll_back(work.home, "drill", "me", "a try")
-    assert champion(work) == STUDENT and [one["kind"] for one in ledger.whole(work.ledger)] == ["verdict", "promotion"]
-
-
-def test_a_person_approves_and_takes_back(work, capsys):
-    assert offered(work, promotion="approval") == {"model": "drill", "version": "2", "alias": "challenger"}
-    registry = Registry(work.home, "drill")
-    assert champion(work) is None and registry.challenger().candidate == STUDENT
-    code, _, err = featkd(work, capsys, "approve", "last", "--by", "Ada", "--reason", " ")
-    assert code == 2 and "--reason: say why" in err
-    code, told, _ = featkd(work, capsys, "approve", "last", "--by", "Ada", "--reason", "looked at 50 answers")
-    assert (code, told["kind"], told["decided_by"], told["reason"]) == (0, "promotion", "Ada", "looked at 50 answers")
-    assert champion(work) == STUDENT and registry.challenger() is None
-    assert featkd(work, capsys, "approve", "last", "--by", "Ada", "--reason", "again")[0] == 2
-    code, _, err = featkd(work, capsys, "approve", "last", "--by", "Ada", "--reason", "r", "--candidate", "sft")
-    assert code == 2 and "--candidate: sft is no-go; featkd override comes first" in err
-
-    code, told, _ = featkd(work, capsys, "rollback", "drill", "--by", "Ada", "--reason", "complaints")
-    assert (code, told["kind"], told["candidate"], champion(work)) == (0, "rollback", "teacher", "teacher")
-    code, _, err = featkd(work, capsys, "rollback", "drill", "--reason", "more complaints")
-    assert code == 2 and "is the first: there is none to go back to" in err
-    assert featkd(work, capsys, "rollback", "other", "--reason", "r")[0] == 2
-    code, told, _ = featkd(work, capsys, "approve", "last", "--by", "Ada", "--reason", "it was the network")
-    assert (code, champion(work)) == (0, STUDENT)
-    assert ledger.verify(ledger.read(work.ledger)) == []
-
-
 def test_an_alias_that_was_moved_by_hand_is_told(work, capsys):
     offered(work)
     registry = Registry(work.home, "drill")
@@ -304,43 +145,6 @@ def test_models_that_are_not_here_are_told(work, capsys):
     shutil.rmtree(next((work.home / "store" / "onnx").glob("f*")))
     code, _, err = featkd(work, capsys, "audit", work.spec, written(work, "a.jsonl", 0, healthy(0)))
     assert code == 2 and f"the exported {STUDENT} of run {work.result.run_id} is not in" in err
-
-
-@pytest.fixture
-def mlflow_server(tmp_path, monkeypatch):
-    """MLflow's own server on loopback; what work fixtures make after this is kept there."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1",
-               "--backend-store-uri", f"sqlite:///{tmp_path}/server.db",
-               "--artifacts-destination", str(tmp_path / "served")]  # fmt: skip
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (tmp_path / "server.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-    for _ in range(240):
-        with contextlib.suppress(OSError):
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health")
-            break
-        time.sleep(0.5)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-    yield
-    os.killpg(process.pid, signal.SIGTERM)
-
-
-@pytest.mark.slow
-def test_a_server_gets_what_others_can_load(own_store, mlflow_server, work, capsys, tmp_path):
-    import mlflow
-
-    offered(work)
-    registry = Registry(work.home, "drill")
-    assert champion(work) == STUDENT
-    found = registry.store.get_model_version_by_alias("drill", "champion")
-    assert found.run_id and found.source.startswith("mlflow-artifacts:")
-    loaded = mlflow.artifacts.download_artifacts("models:/drill@champion", dst_path=str(tmp_path / "elsewhere"))
-    assert list(Path(loaded).rglob("model.onnx"))
-    code, _, _ = featkd(work, capsys, "rollback", "drill", "--reason", "a try")
-    assert (code, champion(work)) == (0, "teacher")
 
 
 def test_the_flow_can_be_scheduled(server):
