@@ -59,7 +59,11 @@ class Registry:
         }
         run_id = self._run_of(result, candidate)
         source = self._source(run_id, onnx)
-        return _version(self._asked(self.store.create_model_version, self.name, source, run_id, tags=tags))
+        description = f"{candidate} of run {result.run_id}"
+        made = self._asked(
+            self.store.create_model_version, self.name, source, run_id, tags=tags, description=description
+        )
+        return _version(made)
 
     def champion(self) -> Version | None:
         return self._by_alias(CHAMPION)
