@@ -132,6 +132,7 @@ class Roi(Part):
 
 class GateOutcome(Part):
     metric: str
+    against: Literal["teacher", "champion"] = "teacher"
     at_least: float | None = None
     at_most: float | None = None
     severity: Literal["block", "warn"]

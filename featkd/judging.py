@@ -150,11 +150,20 @@ class Gate(Section):
     at_least: float | None = Field(None, description="Pass when the whole interval is at or above this.")
     at_most: float | None = Field(None, description="Pass when the whole interval is at or below this.")
     severity: Literal["block", "warn"] = Field("block", description="block decides; warn only tells.")
+    against: Literal["teacher", "champion"] = Field(
+        "teacher",
+        description="What a student is held against. champion: what serves now by MLflow's registry; while no student "
+        "does, the teacher.",
+    )
 
     @model_validator(mode="after")
-    def _one_bound(self) -> "Gate":
+    def _coherent(self) -> "Gate":
         if (self.at_least is None) == (self.at_most is None):
             raise ValueError("give exactly one of at_least, at_most")
+        absolute = self.metric.endswith((".estimate", ".overlap"))
+        if self.against == "champion" and (absolute or self.metric.startswith("fidelity.held_out.")):
+            why = "is held against nothing" if absolute else "is measured beside the teacher alone"
+            raise ValueError(f"against: {self.metric} {why}; leave against out")
         return self
 
 

@@ -151,6 +151,16 @@ class Recommendation(Part):
     rollout: Rollout | None = Field(None, description="Of the candidate; None without a gate on an accuracy.")
 
 
+class Champion(Part):
+    """A student of an earlier run that serves now, and that gates of this one are against."""
+
+    version: str = Field(description="In MLflow's registry.")
+    run_id: str
+    candidate: str
+    artefact: str = Field(description="Of its ONNX folder.")
+    comparisons: list[Comparison] = Field(default_factory=list, description="Each student of this run with it.")
+
+
 class DataSummary(Part):
     source: str
     digest: str
@@ -205,6 +215,7 @@ class Result(Part):
     adequacy: Adequacy
     recommendation: Recommendation
     candidates: dict[str, Candidate]
+    champion: Champion | None = Field(None, description="None where the teacher serves, or no gate is against it.")
     comparisons: list[Comparison] = Field(default_factory=list)
     sizes: Sizes | None = Field(None, description="With two sizes or more.")
     assumptions: list[AssumptionRow] = Field(default_factory=list)

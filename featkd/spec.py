@@ -144,8 +144,8 @@ class Spec(Section):
     gates: list[Gate] = Field(default_factory=list, description="Rules a candidate must pass to be a go.")
     promotion: Literal["automatic", "approval"] = Field(
         "automatic",
-        description="How a recommended student becomes champion in MLflow's registry, where the teacher is it: by "
-        "itself, or when a person approves it. Where a student is champion already, a person has to.",
+        description="How a recommended student becomes champion in MLflow's registry: by itself, where the teacher "
+        "is it or a blocking gate was passed against the student that is; or when a person approves it.",
     )
     audit: Audit = Audit()
     report: Report = Report()
@@ -202,6 +202,10 @@ class Spec(Section):
             if section in ("quality", "fidelity") and ".".join(task) not in known:
                 raise ValueError(f"gates: {gate.metric} names a task that quality.tasks does not list")
         return self
+
+    def rules(self, against: str) -> list[Gate]:
+        """The gates against the teacher, or the champion."""
+        return [gate for gate in self.gates if gate.against == against]
 
     def check_latency_fits(self, positions: int) -> None:
         """Raises ValueError when the latency measurement needs more positions than the models have."""

@@ -19,10 +19,10 @@ from featkd.decide import advice, assemble, frontier, ledger, roi, rollout, size
 from featkd.decide.evidence import Evidence, scores
 from featkd.errors import InputError, ModelFailed, RunError
 from featkd.models import given
-from featkd.result import Adequacy, Candidate, DataSummary, Result, Sizes
+from featkd.result import Adequacy, Candidate, Champion, DataSummary, Result, Sizes
 from featkd.spec import Spec
 from featkd.store import Artefact
-from flows import beside, preflight, promotion
+from flows import beside, champion, preflight, promotion
 from reports.sizes import sentence
 from reports.text import load
 from tasks import data, deploy, measure, publish, tracking, train
@@ -47,6 +47,7 @@ class Poc:
 
     def prepare(self) -> None:
         """Data, tokens, tasks and the teacher, which is trained last: tasks that cannot be built are told early."""
+        self.serving = champion.serving(self.context)
         self.corpus = data.corpus(self.context)
         if self.spec.teacher.train:
             tokenizer = data.tokenizer(self.context, self.corpus)
@@ -156,18 +157,21 @@ class Poc:
 
     def speed(self) -> None:
         """Latency and memory of everything that was evaluated, in turns; again without a model that fails."""
-        folders = {name: self._shipped(found) for name, found in self.evidence.items() if found.samples is not None}
+        known = dict(self.evidence)
+        folders = {name: self._shipped(found) for name, found in known.items() if found.samples is not None}
+        if self.serving and self.serving.timed(self.context, folders["teacher"]):
+            known[champion.NAME], folders[champion.NAME] = self.serving.evidence, self.serving.onnx
         while folders:
             try:
                 self.kept["latency"] = measure.latency(self.context, folders, self.tasks)
                 break
             except ModelFailed as error:
                 say(f"{error}; the others are measured again without it")
-                failed = self.evidence[error.model]
+                failed = known[error.model]
                 failed.why, failed.failure = "latency-failed", error.reason
                 del folders[error.model]
         for name in folders:
-            self.evidence[name].latency = self.kept["latency"].json("latency.json")[name]
+            known[name].latency = self.kept["latency"].json("latency.json")[name]
 
     def _shipped(self, found: Evidence) -> Artefact:
         return self.onnx[_place(found, found.seed)]
@@ -175,16 +179,16 @@ class Poc:
     def result(self, run_id: str) -> Result:
         """Price and judge. Empty candidates keep the reason why."""
         adequacy = self.adequacy()
-        evidence = list(self.evidence.values())
+        evidence, serving = list(self.evidence.values()), self.serving and self.serving.evidence
         with self.context.log.timed("roi"):
             seen = pandas.read_parquet(self.kept["overlap"].path / "overlap.parquet")
-            candidates = assemble.candidates(self.spec, evidence, self.chance, adequacy, seen)
+            candidates = assemble.candidates(self.spec, evidence, self.chance, adequacy, seen, serving)
         comparisons = assemble.comparisons(evidence)
         with self.context.log.timed("gates") as entry:
             recommendation = verdict.recommend(candidates, adequacy.adequate)
             if recommendation.candidate:
                 chosen, teacher = candidates[recommendation.candidate], candidates["teacher"]
-                plan = rollout.rollout(chosen, teacher, self.spec.gates)
+                plan = rollout.rollout(chosen, teacher, self.spec.rules("teacher"))
                 recommendation = recommendation.model_copy(update={"rollout": plan})
             else:
                 epochs = self.spec.training.tokens / self.blocks.meta["training_tokens"]
@@ -216,6 +220,8 @@ class Poc:
             adequacy=adequacy,
             recommendation=recommendation,
             candidates=candidates,
+            champion=serving
+            and Champion(**self.serving.version.told, comparisons=assemble.beside_champion(evidence, serving)),
             comparisons=comparisons,
             sizes=self._sizes(candidates, evidence),
             assumptions=roi.assumptions(self.spec.cost),
@@ -225,7 +231,7 @@ class Poc:
         )
 
     def _sizes(self, candidates: dict[str, Candidate], evidence: list[Evidence]) -> Sizes | None:
-        found = sizes.sizes(candidates, self.spec.gates, assemble.paired(evidence))
+        found = sizes.sizes(candidates, self.spec.rules("teacher"), assemble.paired(evidence))
         return found and found.model_copy(update={"crossings": frontier.crossings(self.spec, evidence, self.chance)})
 
 
@@ -248,6 +254,8 @@ def poc(spec: Spec, root: Path) -> dict[str, Any]:
         work = Poc(context, live)
         work.prepare()
         work.measure_quality("teacher", {None: work.teacher})
+        if work.serving:
+            work.kept |= work.serving.measure(context, work.tasks, work.suites)
         begun = work.adequacy()
         work.overlap()
         if begun.action != "stopped":

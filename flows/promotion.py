@@ -21,7 +21,8 @@ FEATKD = "featkd"
 
 
 def offer(context: Context, result: Result, verdict: ledger.Record) -> dict[str, Any] | None:
-    """The recommended student to the registry: as champion where the spec lets it and the teacher is it, else to wait.
+    """The recommended student to the registry: as champion where the spec lets it and the teacher is it, or a student
+    that it was held against by a blocking gate; else to wait.
 
     verdict: the record of what the gates said. Returns {model, version, alias}, None without a recommendation.
     """
@@ -33,20 +34,30 @@ def offer(context: Context, result: Result, verdict: ledger.Record) -> dict[str,
         records = _records(home, result.name)
         teacher, student = _registered(registry, home, result, candidate)
         champion = registry.champion()
-        first = champion is None or champion.candidate == TEACHER
+        why = _why(result, candidate, champion)
         last = next(reversed(succession.moves(records)), None)
         free = context.spec.promotion == "automatic" and not (last and last["kind"] == "rollback")
         if champion and champion.number == student.number:
             alias, entry["note"] = "champion", f"version {student.number} is champion already"
-        elif first and free:
-            why = f"a go by record {verdict['number']}, and no student was champion"
-            _promote(registry, home, student, champion or teacher, FEATKD, why)
+        elif why and free:
+            _promote(registry, home, student, champion or teacher, FEATKD, f"a go by record {verdict['number']}, {why}")
             alias, entry["note"] = "champion", f"version {student.number} is champion"
         else:
             registry.challenge(student)
             alias = "challenger"
             entry["note"] = f"version {student.number} waits for featkd approve {result.run_id} --by NAME --reason TEXT"
     return {"model": result.name, "version": student.number, "alias": alias}
+
+
+def _why(result: Result, candidate: str, champion: Version | None) -> str | None:
+    """A go may replace this champion: for what reason, if there is any."""
+    if champion is None or champion.candidate == TEACHER:
+        return "and no student was champion"
+    rules = result.candidates[candidate].verdict.gates
+    held = any(rule.against == "champion" and rule.severity == "block" for rule in rules)
+    if held and result.champion and result.champion.version == champion.number:
+        return f"held against version {champion.number} too"
+    return None
 
 
 def approve(home: Path, result: Result, candidate: str | None, by: str, reason: str) -> dict[str, Any]:

@@ -56,7 +56,8 @@ def arm_label(candidate: Candidate, points: dict[str, Any], result: Result) -> s
 
 
 def bounds(result: Result, *metrics: str) -> list[float | None]:
-    gates = {gate.metric: gate.at_least for c in result.candidates.values() for gate in c.verdict.gates}
+    all_gates = [gate for c in result.candidates.values() for gate in c.verdict.gates]
+    gates = {gate.metric: gate.at_least for gate in all_gates if gate.against == "teacher"}
     return [gates.get(metric) for metric in metrics]
 
 

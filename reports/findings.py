@@ -92,7 +92,7 @@ def _nearest(result: Result, t: Text) -> str:
         return len(failed[name]), -min((interval.value for interval in kept), default=0.0)
 
     name = min(failed, key=distance)
-    gates = t.listing([t("list.quoted", item=view.gate_name(gate.metric, t)) for gate in failed[name]])
+    gates = t.listing([t("list.quoted", item=view.gate_name(gate.metric, t, gate.against)) for gate in failed[name]])
     return t("sentence.nearest", candidate=name, gates=gates)
 
 
@@ -188,6 +188,11 @@ def distillation(result: Result, t: Text) -> list[Finding]:
     return [_finding(comparison, result, t) for comparison in result.comparisons]
 
 
+def beside_champion(result: Result, t: Text) -> list[Finding]:
+    pairs = result.champion.comparisons if result.champion else []
+    return [_finding(pair, result, t)._replace(b=t("champion.name")) for pair in pairs]
+
+
 def _finding(pair: Comparison, result: Result, t: Text) -> Finding:
     score = next((c.quality.tasks[pair.task] for c in result.candidates.values() if pair.task in c.quality.tasks), None)
     neutral = 1.0 if pair.kind == "ratio" else 0.0
@@ -233,7 +238,7 @@ def _quoted(task: str, t: Text) -> str:
 def gate_rows(candidate: Candidate, t: Text) -> list[GateRow]:
     return [
         GateRow(
-            view.gate_name(gate.metric, t),
+            view.gate_name(gate.metric, t, gate.against),
             view.gate_value(gate, t, observed=False).value,
             t.code("severity", gate.severity),
             view.gate_value(gate, t, observed=True),

@@ -50,6 +50,7 @@ def render(result: Result, language: Literal["en", "ja"]) -> str:
         overlaps=view.overlaps(result, t),
         turned=len(result.candidates) > MATRIX_COLUMNS,
         found=found,
+        beside_champion=findings.beside_champion(result, t),
         alignment=alignment.stated(result, t),
         signal=signal.stated(result, t),
         found_sentences=findings.distillation_sentences(found, t),

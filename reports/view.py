@@ -90,7 +90,9 @@ def comparison(result: Result, t: Text) -> Comparison:
                 cell = cell._replace(range=None, kind="exact")
             if cell.kind == "missing":
                 cell = cell._replace(note=_note(_reason(candidate, group, metric), notes, t))
-            cells[name] = cell._replace(marks=tuple(g.outcome for g in candidate.verdict.gates if g.metric == metric))
+            cells[name] = cell._replace(
+                marks=tuple(g.outcome for g in candidate.verdict.gates if (g.metric, g.against) == (metric, "teacher"))
+            )
         return Row(group, label, unit, cells)
 
     rows = []
@@ -256,10 +258,10 @@ def check_name(name: str, t: Text) -> str:
     return t("guardrails.check", suite=t.code("suites", suite), figure=t.code("checks", figure))
 
 
-def gate_name(metric: str, t: Text) -> str:
+def gate_name(metric: str, t: Text, against: str = "teacher") -> str:
     """'quality.<task>.retained' in words; a metric we do not know stands for itself."""
     family, _, rest = metric.partition(".")
     task, _, kind = rest.rpartition(".")
-    words = t.code("gates", f"{family}.{kind}")
+    words = t.code("gates" if against == "teacher" else "gates_beside_champion", f"{family}.{kind}")
     named = check_name(task, t) if family == "guardrails" else t.task(task)
     return words.format(task=named) if words != f"{family}.{kind}" else metric

@@ -47,6 +47,13 @@ def recompute(run: Path) -> dict[str, Any]:
         spent = money(candidate, document["spec"]["cost"], None if name == "teacher" else teacher)
         found |= {f"{place}/roi/{key}": value for key, value in spent.items()}
     seeds = {name: all_seeds(run, name, candidate, tables[name]) for name, candidate in document["candidates"].items()}
+    serving = document["champion"] or {"comparisons": []}
+    for at, told in enumerate(serving["comparisons"]):
+        champion = pandas.read_parquet(run / "evidence/accuracy-champion/samples.parquet").sort_values("doc_id")
+        if document["candidates"][told["a"]]["artefact"] != serving["artefact"]:
+            sides = (of_task(table, told["task"]) for table in (tables[told["a"]], champion))
+            kind = "ratio" if told["kind"] == "ratio" else "difference"
+            found[f"champion/comparisons/{at}/estimate"] = over_seeds(*([side] for side in sides), None)[kind]
     for name, candidate in document["candidates"].items():
         for task, score in candidate["quality"]["recipe"].items():
             mine, teacher = ([of_task(one, task) for one in seeds[who]] for who in (name, "teacher"))

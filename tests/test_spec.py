@@ -51,6 +51,14 @@ def tree(**changes):
         ({"gates": [{"metric": "speed", "at_least": 1}]}, "gates.0.metric"),
         ({"gates": [{"metric": "fidelity.mmlu.kl", "at_most": 1}]}, "names a task that quality.tasks does not"),
         (
+            {"gates": [{"metric": "quality.mmlu.estimate", "at_least": 1, "against": "champion"}]},
+            "is held against nothing",
+        ),
+        (
+            {"gates": [{"metric": "fidelity.held_out.kl", "at_most": 1, "against": "champion"}]},
+            "beside the teacher alone",
+        ),
+        (
             {"teacher": {"model": "x", "reference_perplexity": 9.0}, "quality": {"tasks": ["heldout_continuation"]}},
             "teacher.reference_perplexity: is held against heldout_perplexity; add it to quality.tasks",
         ),

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from featkd import result, spec
-from featkd.decide import gates, roi
+from featkd.decide import roi
 from featkd.measure import fidelity, guardrails, statistics, timings
 
 
@@ -49,12 +49,10 @@ class Measured:
     energy: result.Energy
     roi: result.Roi
 
-    def judged(self, rules: list[spec.Gate], level: float = statistics.LEVEL) -> result.Decision:
-        """By gates.decide. level: of the intervals of quality, fidelity and guardrails."""
-        return gates.decide(rules, self, level)
-
     def at(self, level: float, found: Evidence, teacher: Evidence, chance: dict[str, float]) -> "Measured":
         """The same with the intervals of what examples tell at another level."""
+        if level == statistics.LEVEL:
+            return self
         overlap = {task: score.overlap for task, score in self.quality.tasks.items()}
         tasks = _tasks(found, teacher, chance, overlap, level)
         return replace(

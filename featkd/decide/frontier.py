@@ -26,7 +26,7 @@ def crossings(poc: spec.Spec, evidence: list[Evidence], chance: dict[str, float]
         if found.samples is not None and found.training:
             lines.setdefault((found.arm, found.precision), []).append(found)
     made = []
-    for rule in poc.gates:
+    for rule in poc.rules("teacher"):
         section, *task, measure = rule.metric.split(".")
         if rule.severity != "block" or section != "quality" or measure not in ("retained", "ratio"):
             continue

@@ -28,13 +28,20 @@ class Sections(Protocol):
     roi: Roi
 
 
-def decide(rules: list[spec.Gate], of: Sections, level: float = LEVEL) -> Decision:
+def decide(
+    rules: list[spec.Gate], of: Sections, level: float = LEVEL, beside_champion: Sections | None = None
+) -> Decision:
     """go: every blocking rule passes. no-go: one fails, or its figure is missing. inconclusive: one is undecided.
 
     Without blocking rules nothing can be a go: inconclusive, because of 'no-gates' or 'no-blocking-gates'.
-    `level`: of the intervals of quality, fidelity and guardrails.
+    of: the candidate beside the teacher. beside_champion: beside what serves now; None where that is the teacher.
+    level: of the intervals of quality, fidelity and guardrails.
     """
-    outcomes = [_with_examples(_judge(rule, _observe(rule.metric, of)), of, level) for rule in rules]
+    beside = {"teacher": of, "champion": beside_champion or of}
+    outcomes = [
+        _with_examples(_judge(rule, _observe(rule.metric, beside[rule.against])), beside[rule.against], level)
+        for rule in rules
+    ]
     blocking = {gate.outcome for gate in outcomes if gate.severity == "block"}
     if not blocking:
         return Decision(verdict="inconclusive", why="no-blocking-gates" if rules else "no-gates", gates=outcomes)
@@ -80,6 +87,7 @@ def _months(roi: Roi) -> Observed | None:
 def _judge(rule: spec.Gate, observed: Observed | None) -> GateOutcome:
     return GateOutcome(
         metric=rule.metric,
+        against=rule.against,
         at_least=rule.at_least,
         at_most=rule.at_most,
         severity=rule.severity,

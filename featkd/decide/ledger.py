@@ -98,6 +98,7 @@ def verdict(folder: Path, result: Result) -> Record:
         spec_digest=result.spec_digest,
         data_digest=result.data.digest,
         recommendation=result.recommendation.model_dump(mode="json"),
+        champion=result.champion and result.champion.model_dump(mode="json", exclude={"comparisons"}),
         candidates={
             name: {
                 "artefact": found.artefact,

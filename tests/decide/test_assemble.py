@@ -8,6 +8,7 @@ from featkd import result, spec, specfile
 from featkd.decide import assemble
 from featkd.decide import evidence as known
 from featkd.decide.evidence import Evidence
+from featkd.measure import statistics
 from featkd.result import Adequacy
 
 POC = specfile.validate(
@@ -129,6 +130,7 @@ def test_retained_quality_and_agreement_by_hand():
     assert agreement.correct_to_wrong.value == pytest.approx(((teacher.score == 1) & (student.score == 0)).mean())
 
 
+VARIED = (1.0, 1.02, 1.0)
 GATED = [{"metric": "quality.heldout_continuation.retained", "at_least": 0.8}]
 
 
@@ -156,6 +158,32 @@ def test_a_small_student_is_no_go_on_the_luck_of_its_sample_where_a_larger_one_i
     assert found["m"].level is None
     (gate,) = found["l"].gates
     assert gate.outcome == "inconclusive" and gate.examples_needed > 400
+
+
+def test_a_gate_against_the_champion_holds_students_against_it_on_the_same_examples():
+    """The teacher's gate is passed; the champion is better than the teacher, so that one student falls behind it."""
+    champion = Evidence("champion", "champion", samples=samples(0.97), artefact="c", latency=timed(1.0))
+    sft = {"samples": samples(0.84), "latency": timed(2.0, VARIED)}
+    itself = {"samples": samples(0.97), "artefact": "c", "latency": timed(0.5, VARIED)}
+    rows = evidence(sft=sft, **{"logit-kd": itself})
+    rows[0].latency = timed(4.0)
+    own = {"metric": "quality.heldout_continuation.retained", "at_least": 0.9, "against": "champion"}
+    speed = {"metric": "latency.ttft_speedup", "at_least": 1.0}
+    rules = [spec.Gate(**rule) for rule in (*GATED, own, speed, speed | {"against": "champion"})]
+    poc = POC.model_copy(update={"gates": rules})
+    found = assemble.candidates(poc, rows, CHANCE, ADEQUATE, champion=champion)
+
+    behind, itself = found["sft"].verdict, found["logit-kd"].verdict
+    assert [gate.outcome for gate in behind.gates] == ["pass", "fail", "pass", "fail"]
+    expected = statistics.score(rows[1].samples, champion.samples, 0.25, behind.level or 0.95).retained
+    assert (behind.verdict, behind.gates[1].observed) == ("no-go", expected)
+    assert [one.gates[3].observed.value for one in (behind, itself)] == pytest.approx([0.5, 2.0], rel=0.02)
+    assert itself.verdict == "go" and itself.gates[1].observed == result.Interval(value=1.0, low=1.0, high=1.0)
+    apart = [one.estimate for one in assemble.beside_champion(rows, champion)]
+    assert apart[0].high < 0 and apart[1] == result.Interval(value=0.0, low=0.0, high=0.0)
+
+    alone = assemble.candidates(poc, rows, CHANCE, ADEQUATE)["sft"].verdict
+    assert alone.gates[1].observed == alone.gates[0].observed, "the teacher is what serves, while no student does"
 
 
 def test_one_that_costs_too_much_does_not_stand_in_the_way_of_a_smaller_one():

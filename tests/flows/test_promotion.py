@@ -15,6 +15,7 @@ from served import STUDENT, TREE, champion, copied, featkd, offered
 
 from featkd import specfile
 from featkd.decide import ledger
+from featkd.result import Champion, Decision, GateOutcome
 from featkd.store import Store
 from flows import promotion
 from tasks.context import Context
@@ -75,6 +76,28 @@ def test_the_teacher_of_a_champion_is_its_own(work, capsys):
     record = ledger.whole(work.ledger)[0]
     code, told, _ = featkd(work, capsys, "rollback", "drill", "--reason", "r", "--to-teacher")
     assert told["artefact"] == work.result.candidates["teacher"].artefact != other.key and record
+
+
+def test_a_go_replaces_the_student_that_it_was_held_against_and_no_other(work, exported):
+    assert offered(work)["alias"] == "champion"
+    folder, student, registry = exported("gpt2").onnx, work.result.candidates[STUDENT], Registry(work.home, "drill")
+    better = Store(work.home / "store").make("onnx", 64 * "b", lambda out: copied(folder, out))
+    for against, severity, version, alias in (
+        ("champion", "block", "1", "challenger"),
+        ("champion", "warn", "2", "challenger"),
+        ("teacher", "block", "2", "challenger"),
+        ("champion", "block", "2", "champion"),
+    ):
+        rule = GateOutcome(metric="memory.rss_ratio", at_most=1, outcome="pass", against=against, severity=severity)
+        verdict = Decision(verdict="go", gates=[rule])
+        judged = student.model_copy(update={"artefact": better.key, "verdict": verdict})
+        serving = Champion(version=version, run_id="r", candidate=STUDENT, artefact="a")
+        changes = {"candidates": {**work.result.candidates, STUDENT: judged}, "champion": serving}
+        work.result = work.result.model_copy(update=changes)
+        assert offered(work) == {"model": "drill", "version": "3", "alias": alias}
+    assert registry.champion().number == "3" and registry.challenger() is None
+    promotion.roll_back(work.home, "drill", "me", "a try")
+    assert registry.champion().number == "2"
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Realistic result documents: a full run, and every way a run can come out thin."""
 
 from make_candidates import ACCURACY, VERDICTS, around, candidate, digest, empty, paired, share
+from make_decisions import CROSSINGS, NEXT, ROLLOUT, RULES
 
 from featkd import spec
 from featkd.decide import gates, sizes, verdict
@@ -9,43 +10,22 @@ from featkd.result import (
     AdequacyCheck,
     AssumptionRow,
     Candidate,
+    Champion,
     Comparison,
-    Crossing,
     DataSummary,
     Energy,
     Interval,
     Latency,
     Memory,
-    NextStep,
     Override,
     Parity,
     Part,
     Recommendation,
     Result,
     Roi,
-    Rollout,
     Stage,
     Times,
 )
-
-ROLLOUT = Rollout(task="heldout_continuation", margin=0.112, expected=0.041, shadow_requests=412, canary_requests=1187)
-NEXT = [
-    NextStep(code="more-examples", candidate="feature-kd", value=3912),
-    NextStep(code="train-longer", candidate="feature-kd", value=0.0312),
-    NextStep(code="more-data", candidate="logit-kd", value=6.2),
-    NextStep(code="larger-student", candidate="sft", value=0.41),
-    NextStep(code="cheaper-student", candidate="sft"),
-    NextStep(code="other-layers", candidate="feature-kd", task="heldout_continuation"),
-]
-CROSSINGS = [
-    Crossing(
-        metric="quality.heldout_continuation.retained",
-        arm=arm,
-        precision="fp32",
-        parameters=Interval(value=3.1e6, low=low, high=high),
-    )
-    for arm, low, high in (("sft", None, None), ("logit-kd", 2.4e6, 3.9e6), ("feature-kd", None, 3.9e6))
-]
 
 
 def full() -> Result:
@@ -149,6 +129,24 @@ def without_intervals() -> Result:
     return base.model_copy(update={"candidates": found, "recommendation": Recommendation(code="undecided")})
 
 
+def with_champion() -> Result:
+    """A student of an earlier run serves, and gates are against it."""
+    base = full()
+    comparisons = [paired(task, name, "champion", seed=seed) for seed, name in enumerate(VERDICTS) for task in ACCURACY]
+    serving = Champion(
+        version="3", run_id="20261101-080000-abcdef", candidate="logit-kd", artefact=digest("champion"),
+        comparisons=comparisons,
+    )  # fmt: skip
+    rules = [{"metric": f"quality.{task}.retained", "at_least": 0.98} for task in ACCURACY]
+    rules += [{"metric": metric, "at_least": 1} for metric in ("latency.decode_speedup", "roi.monthly_saving_usd")]
+    judged = [spec.Gate(**rule, against="champion") for rule in rules]
+    found = {
+        name: made.model_copy(update={"verdict": gates.decide([*RULES, *judged], made)}) if name in VERDICTS else made
+        for name, made in base.candidates.items()
+    }
+    return base.model_copy(update={"candidates": found, "champion": serving})
+
+
 def _bare(part: Part) -> Part:
     figures = {field: getattr(part, field) for field in type(part).model_fields}
     bare = {field: Interval(value=value.value) for field, value in figures.items() if isinstance(value, Interval)}
@@ -177,12 +175,6 @@ def many(count: int = 5) -> Result:
     base = document(found)
     chosen = Recommendation(rollout=ROLLOUT, candidate="feature-kd-1b-fp32", code="replace")
     return base.model_copy(update={"recommendation": chosen, "comparisons": pairs})
-
-
-RULES = [
-    spec.Gate(metric="quality.heldout_continuation.retained", at_least=0.6),
-    spec.Gate(metric="quality.heldout_perplexity.retained", at_least=0.8),
-]
 
 
 def sweep(count: int, rules: list[spec.Gate] = RULES) -> Result:
@@ -292,6 +284,7 @@ ALL = {
     "failed": all_failed,
     "inadequate": inadequate,
     "seeds": several_seeds,
+    "champion": with_champion,
     "no-intervals": without_intervals,
     "many": many,
     "sweep": lambda: sweep(5),

@@ -1,0 +1,28 @@
+"""What realistic results decide and advise."""
+
+from featkd import spec
+from featkd.result import Crossing, Interval, NextStep, Rollout
+
+ROLLOUT = Rollout(task="heldout_continuation", margin=0.112, expected=0.041, shadow_requests=412, canary_requests=1187)
+NEXT = [
+    NextStep(code="more-examples", candidate="feature-kd", value=3912),
+    NextStep(code="train-longer", candidate="feature-kd", value=0.0312),
+    NextStep(code="more-data", candidate="logit-kd", value=6.2),
+    NextStep(code="larger-student", candidate="sft", value=0.41),
+    NextStep(code="cheaper-student", candidate="sft"),
+    NextStep(code="other-layers", candidate="feature-kd", task="heldout_continuation"),
+]
+CROSSINGS = [
+    Crossing(
+        metric="quality.heldout_continuation.retained",
+        arm=arm,
+        precision="fp32",
+        parameters=Interval(value=3.1e6, low=low, high=high),
+    )
+    for arm, low, high in (("sft", None, None), ("logit-kd", 2.4e6, 3.9e6), ("feature-kd", None, 3.9e6))
+]
+
+RULES = [
+    spec.Gate(metric="quality.heldout_continuation.retained", at_least=0.6),
+    spec.Gate(metric="quality.heldout_perplexity.retained", at_least=0.8),
+]
