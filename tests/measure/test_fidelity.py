@@ -60,6 +60,21 @@ def test_by_hand(pair):
         assert interval.low < interval.value < interval.high
 
 
+@pytest.mark.parametrize(("shift", "truth"), [(0.0, 0.0), (0.2, 0.2)])
+def test_the_interval_of_calibration_holds_the_truth_of_a_perfect_model_too(shift, truth):
+    """Chosen with 50 to 90 %, right as often as that, or less often by `shift`."""
+    held = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        confidence, gold = rng.uniform(0.5, 0.9, 300), np.zeros(300, int)
+        right = rng.random(300) < confidence - shift
+        mine = np.log(np.where(right, confidence, 1 - confidence))
+        table = rows(np.stack([mine, np.log(1 - np.exp(mine))], 1), gold)
+        ece = agreement(table, table).calibration.ece
+        held += ece.low <= truth <= ece.high
+    assert held >= 184
+
+
 def test_mcnemar_is_exact():
     """Five of six flips one way: a coin does so, or more evenly bad, in 14 of 64 cases."""
     gold = np.zeros(20, int)
