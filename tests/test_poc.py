@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -184,58 +185,20 @@ def spec(folder, **changes):
     return path
 
 
-def no_tokenizer(folder):
-    tiny_models.save("llama", folder / "model")
-    for file in (folder / "model").glob("tokenizer*"):
-        file.unlink()
-    return spec(folder, teacher={"model": "model"})
-
-
-def empty_corpus(folder):
-    (folder / "a.jsonl").write_text('{"text": ""}\n{"text": ""}\n')
-    return spec(folder, data={"files": ["a.jsonl"]}, quality={"tasks": ["heldout_perplexity"]}, gates=[])
-
-
-def short_corpus(folder):
-    (folder / "a.jsonl").write_text("".join(json.dumps({"text": f"one {n} two"}) + "\n" for n in range(60)))
-    data = {"files": ["a.jsonl"], "held_out": 0.4}
-    return spec(folder, data=data, block_size=4096, quality={"tasks": ["heldout_perplexity"]}, gates=[])
-
-
-def unknown_task(folder):
-    return spec(folder, quality={"tasks": ["heldout_typo"]}, gates=[])
-
-
-def wild_rate(folder):
-    (folder / "a.txt").write_text("\n\n".join(tiny_models.text(n, 60) for n in range(120)))
+def test_a_training_that_goes_wrong_ends_with_one_clear_line(tmp_path):
+    (tmp_path / "a.txt").write_text("\n\n".join(tiny_models.text(n, 60) for n in range(120)))
     tree = yaml.safe_load(TINY.read_text())
     train = tree["teacher"]["train"] | {"learning_rate": 1e30, "grad_clip": 1e30, "vocab_size": 300}
-    return spec(
-        folder, data={"files": ["a.txt"], "held_out": 0.3}, teacher={"train": train},
+    path = spec(
+        tmp_path, data={"files": ["a.txt"], "held_out": 0.3}, teacher={"train": train},
         quality={"tasks": ["heldout_perplexity"]}, gates=[],
     )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("make", "status", "expected"),
-    [
-        (no_tokenizer, 2, "teacher.model: .* has no usable tokenizer"),
-        (empty_corpus, 2, "data: no document of at least"),
-        (short_corpus, 2, "shorter than one block; lower block_size"),
-        (unknown_task, 2, "quality.tasks: unknown task heldout_typo"),
-        (wild_rate, 1, "the loss of teacher is nan|the loss of teacher is inf"),
-    ],
-)
-def test_bad_input_ends_with_one_clear_line(tmp_path, make, status, expected):
-    import re
-
-    found = featkd("run", make(tmp_path), root=tmp_path)
-    assert found.returncode == status, found.stderr
+    found = featkd("run", path, root=tmp_path)
+    assert found.returncode == 1, found.stderr
     told = [line for line in found.stderr.splitlines() if line.startswith("featkd:")]
-    assert len(told) == 1 and re.search(expected, told[0]), found.stderr
+    assert len(told) == 1 and re.search("the loss of teacher is (nan|inf)", told[0]), found.stderr
     assert "Traceback" not in found.stderr
-    partial = [path for path in (tmp_path / ".featkd").rglob("*.partial-*")]
-    assert not partial
+    assert not list((tmp_path / ".featkd").rglob("*.partial-*"))
 
 
 @pytest.mark.slow
