@@ -6,6 +6,7 @@ of result.json, parted by /.
 
 import json
 import math
+from bisect import bisect_left
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def recompute(run: Path) -> dict[str, Any]:
                 found[f"adequacy/checks/{at}/{side}"] = found[
                     f"candidates/{name}/quality/tasks/{check['task']}/estimate"
                 ]
-    return found | over_all_seeds(run, document, tables)
+    return found | over_all_seeds(run, document, tables) | crossings(document, tables)
 
 
 def beside(run: Path, candidate: dict, name: str, other: str, tables: dict, level: float = 0.95) -> dict[str, Any]:
@@ -124,6 +125,39 @@ def over_all_seeds(run: Path, document: dict, tables: dict) -> dict[str, Any]:
         a, b = ([of_task(one, told["task"]) for one in of[told[side]]] for side in "ab")
         kind = "ratio" if told["kind"] == "ratio" else "difference"
         found[f"{place}/estimate"] = over_seeds(a, b, None)[kind]
+    return found
+
+
+def crossings(document: dict, tables: dict) -> dict[str, Any]:
+    """Where a line through the sizes meets a gate: the sizes on a grid whose interval holds its bound."""
+    found = {}
+    for at, told in enumerate((document["sizes"] or {"crossings": []})["crossings"]):
+        _, *task, measure = told["metric"].split(".")
+        rule = next(one for one in document["spec"]["gates"] if one["metric"] == told["metric"])
+        bound, task = rule["at_most"] if rule["at_least"] is None else rule["at_least"], ".".join(task)
+        line = {name: one["training"]["parameters"] for name, one in document["candidates"].items()
+                if (one["arm"], one["precision"]) == (told["arm"], told["precision"])}  # fmt: skip
+        sizes, teacher = np.log(list(line.values())), of_task(tables["teacher"], task)
+        students = [of_task(tables[name], task).score for name in line]
+        if measure == "ratio":
+            each, below, bound = [teacher.score - one for one in students], teacher.weight, math.log(bound)
+        else:
+            chance = document["candidates"]["teacher"]["quality"]["tasks"][task]["chance"]
+            nothing = -math.log(chance) * teacher.weight if teacher.metric[0].endswith("perplexity") else chance
+            each, below = [one - nothing for one in students], teacher.score - nothing
+        slope, start = np.polyfit(sizes, [one.sum() / below.sum() for one in each], 1)
+        fit = np.linalg.pinv(np.stack([np.ones_like(sizes), sizes], 1))
+
+        def holds(size: float, each=each, below=below, fit=fit, bound=bound, groups=teacher.group) -> bool:
+            _, low, high = fieller(sum(map(np.multiply, np.array([1, size]) @ fit, each)), below, groups, [])
+            return low is None or low <= bound <= high
+
+        grid, value = np.linspace(sizes.min(), sizes.max(), 201), (bound - start) / slope
+        middle = int(np.abs(grid - value).argmin())
+        low = bisect_left(range(middle), True, key=lambda place: holds(grid[place]))
+        high = middle + bisect_left(range(middle, 201), True, key=lambda place: not holds(grid[place])) - 1
+        bounds = (float(np.exp(grid[end])) if 0 < end < 200 else None for end in (low, high))
+        found[f"sizes/crossings/{at}/parameters"] = (float(np.exp(value)), *bounds)
     return found
 
 

@@ -16,6 +16,7 @@ AGAINST = [
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_gates_against_the_student_that_serves(tmp_path):
     """A person makes sft champion; the next run, trained otherwise, is held against it in everything."""
     outcome(featkd("run", TINY, root=tmp_path))
