@@ -152,14 +152,6 @@ def test_mlflow_has_a_parent_and_its_children_with_the_same_keys(first, root, mo
     assert {"report.html", "report.ja.html", "result.json"} <= artifacts
 
 
-def test_a_second_run_makes_nothing_again(first, root):
-    again = featkd("run", TINY, root=root)
-    outcome(again)
-    kept = {name: state for name, state in states(again).items() if name not in ("roi", "gates", "report", "mlflow")}
-    assert set(kept.values()) == {"reused"}, kept
-    assert len(kept) >= 12
-
-
 def test_a_new_price_changes_the_money_and_reuses_the_rest(first, root, result):
     again = featkd("run", TINY, "--set", "cost.usd_per_hour=0.2", root=root)
     repriced = Result.model_validate_json(Path(outcome(again)["result"]).read_text())
@@ -170,13 +162,16 @@ def test_a_new_price_changes_the_money_and_reuses_the_rest(first, root, result):
         assert candidate.roi.monthly_cost_usd.value == pytest.approx(2 * before)
 
 
-def test_a_damaged_artefact_is_rebuilt_and_nothing_else(first, root, result):
+def test_a_second_run_makes_nothing_again_but_an_artefact_that_was_damaged(first, root, result):
     (model,) = (root / ".featkd" / "store" / "onnx").glob(f"{result.candidates['sft'].artefact[:20]}/model.onnx")
     model.write_bytes(model.read_bytes()[:-1] + b"?")
     again = featkd("run", TINY, root=root)
     outcome(again)
-    remade = {name for name, state in states(again).items() if state == "made"}
-    assert remade == {"export sft", "roi", "gates", "report", "mlflow"}
+    stages = states(again)
+    assert {name for name, state in stages.items() if state != "reused"} == {
+        "export sft", "roi", "gates", "report", "mlflow"
+    }  # fmt: skip
+    assert len(stages) >= 20
 
 
 def test_a_teacher_whose_export_differs_ends_the_run_and_says_so(first, root):

@@ -18,7 +18,11 @@ from featkd.deploy.session import OnnxModel
 from featkd.errors import InputError, RunError
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "qwen2", pytest.param("gemma2", marks=pytest.mark.slow)])
+def slowly(*kinds):
+    return [pytest.param(kind, marks=pytest.mark.slow) for kind in kinds]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", *slowly("mistral", "qwen2", "gemma2")])
 def test_true_export_passes_every_check(exported, kind):
     done = exported(kind)
     assert (done.parity.graph, done.parity.general_why) == ("fused", None)
@@ -134,7 +138,7 @@ def test_both_graphs_have_one_copy_of_the_weights(exported):
     assert (exported("llama").onnx / "model.onnx.data").stat().st_size < 1.1 * weights
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "mistral"])
+@pytest.mark.parametrize("kind", ["gpt2", *slowly("mistral")])
 def test_prompts_side_by_side_give_what_each_gives_alone(exported, kind):
     done = exported(kind)
     prompts = [done.probe[0][:20], done.probe[1][:5], done.probe[2][:11]]

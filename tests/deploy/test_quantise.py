@@ -33,7 +33,9 @@ def test_the_cache_of_fp16_is_half_as_large(exported, tmp_path):
     assert 2 * half == whole
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "qwen2", "gemma", "mistral"])
+@pytest.mark.parametrize(
+    "kind", ["gpt2", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("qwen2", "gemma", "mistral"))]
+)
 def test_fp16_of_other_families(kind, exported, tmp_path):
     done = exported(kind)
     parity = quantise(done.onnx, done.hf, tmp_path, "fp16", done.probe, 2)

@@ -12,6 +12,7 @@ MODEL = Path(__file__).parents[3] / "shared" / "models" / "babyllama-tok105"
 PROMPTS = ("once upon a time there was a little girl named lily. she ", "one day, tom and his dog went to the ")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not MODEL.is_dir(), reason="../shared/models is not on this machine")
 def test_its_text_is_pytorchs(tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer

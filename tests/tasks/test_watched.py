@@ -32,7 +32,10 @@ def start(folder):
     pytest.fail(f"no server: {process.communicate()[1].decode()}")
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP, signal.SIGTERM], ids=lambda number: number.name)
+OTHERS = [pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGHUP, signal.SIGTERM)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, *OTHERS], ids=lambda number: number.name)
 def test_no_server_is_left(tmp_path_factory, number):
     process = start(tmp_path_factory.getbasetemp() / "ui")
     children = psutil.Process(process.pid).children(recursive=True)
