@@ -111,23 +111,52 @@ class Energy(Part):
     ratio: Interval | None = Field(None, description="Candidate's over the teacher's.")
 
 
+class Sensitivity(Part):
+    """What the NPV is with one assumption off."""
+
+    name: str = Field(description="Of the assumption; throughput: the student's, tokens/s, over its interval.")
+    low: float
+    high: float
+    npv_low: float = Field(description="With the assumption at `low`.")
+    npv_high: float
+
+
+class Scenario(Part):
+    name: Literal["pessimistic", "expected", "optimistic"]
+    monthly_saving: float
+    npv: float
+    payback_months: float | Literal["never"]
+
+
 class Roi(Part):
+    """All money in the spec's `cost.currency`; formulas: featkd.decide.case."""
+
     why: str | None = None
-    usd_per_million_input_tokens: Interval | None = None
-    usd_per_million_output_tokens: Interval | None = None
+    basis: Literal["export", "serving-figures", "hosted-price"] | None = Field(
+        None, description="Of the teacher: how its cost is known. export: from our own export on the measured machine."
+    )
+    cost_per_million_input_tokens: Interval | None = None
+    cost_per_million_output_tokens: Interval | None = None
     concurrency: int | None = Field(None, description="Requests side by side at which the rates were taken.")
     meets_target: bool | None = Field(None, description="Whether they keep the latency targets there, if any are set.")
     machines: int | None = Field(None, description="Whole machines needed at peak.")
-    monthly_cost_usd: Interval | None = None
-    monthly_saving_usd: Interval | None = Field(
-        None, description="Teacher's monthly cost less the candidate's and its upkeep; the rest follows from it."
+    monthly_cost: Interval | None = None
+    monthly_saving: Interval | None = Field(
+        None,
+        description="Teacher's monthly cost less the candidate's, its upkeep and errors; the rest follows from it.",
     )
-    one_off_usd: float | None = None
+    one_off_cost: float | None = None
     payback_months: float | Literal["never"] | None = None
     payback_months_low: float | Literal["never"] | None = None
     payback_months_high: float | Literal["never"] | None = None
-    npv_usd: float | None = None
-    cash_flow_usd: list[float] = Field(default_factory=list, description="Cumulative, month 0 to the horizon.")
+    npv: Interval | None = None
+    return_on_investment: Interval | None = Field(None, description="Over the horizon, undiscounted; 0.5 is 50 %.")
+    cash_flow: list[float] = Field(default_factory=list, description="Cumulative, month 0 to the horizon.")
+    break_even_requests: float | Literal["never"] | None = Field(
+        None, description="The fewest requests per month with which the NPV is not negative."
+    )
+    sensitivities: list[Sensitivity] = Field(default_factory=list, description="The most telling first.")
+    scenarios: list[Scenario] = Field(default_factory=list, description="All assumptions off at once; as assumed.")
 
 
 class GateOutcome(Part):

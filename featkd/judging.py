@@ -1,8 +1,8 @@
-"""The sections of a spec that candidates are judged by: tasks, timing, prices and volumes, gates."""
+"""The sections of a spec that candidates are judged by: tasks, timing, gates, audits."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
@@ -83,68 +83,17 @@ class Latency(Section):
     )
 
 
-def _bare_number(value: Any) -> Any:
-    if isinstance(value, str):  # YAML reads 1e6 as text
-        try:
-            value = float(value)
-        except ValueError:
-            return value
-    return {"value": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
-
-
-class Assumption(Section):
-    value: float = Field(ge=0, description="The figure.")
-    source: str | None = Field(None, description="Where it comes from. Without one the report marks it 'unsourced'.")
-
-
-Assumed = Annotated[Assumption, BeforeValidator(_bare_number)]
-
-
-def _assumed(value: float, description: str) -> Any:
-    return Field(Assumption(value=value), description=description + " A number, or {value, source}.")
-
-
-class Cost(Section):
-    """The business case. Every figure is an assumption that the report lists with its source."""
-
-    usd_per_hour: Assumed = _assumed(1.0, "Price of one serving machine like the measured one, USD/hour.")
-    requests_per_month: Assumed = _assumed(1_000_000, "Requests served, 1/month.")
-    input_tokens_per_request: Assumed = _assumed(500, "Prompt tokens, 1/request.")
-    output_tokens_per_request: Assumed = _assumed(200, "Generated tokens, 1/request.")
-    utilisation: Assumed = _assumed(0.7, "Share of a machine's capacity that may be used at peak, 0 to 1.")
-    peak_factor: Assumed = _assumed(3.0, "Peak load over mean load.")
-    engineering_usd: Assumed = _assumed(10_000, "One-off work to put a student into service, USD.")
-    training_usd_per_hour: Assumed = _assumed(1.0, "Price of the machine that distils, USD/hour.")
-    monthly_upkeep_usd: Assumed = _assumed(0, "Monitoring and re-distillation, USD/month; taken off the saving.")
-    max_ttft_ms: Assumed | None = Field(
-        None,
-        description="Longest time to first token that users accept, median, ms. With this or the next, each model is "
-        "priced at the measured batch size that serves most and keeps them; without, at one request at a time.",
-    )
-    max_inter_token_ms: Assumed | None = Field(None, description="Longest time from token to token, median, ms.")
-    horizon_months: int = Field(24, ge=1, le=240, description="Months over which the saving is counted.")
-    discount_rate: Assumed = _assumed(0.08, "Yearly discount rate, 0.08 is 8 %.")
-
-    @model_validator(mode="after")
-    def _ranges(self) -> "Cost":
-        if not 0 < self.utilisation.value <= 1:
-            raise ValueError(f"utilisation: {self.utilisation.value} must be above 0 and at most 1")
-        if self.peak_factor.value < 1:
-            raise ValueError(f"peak_factor: {self.peak_factor.value} must be at least 1")
-        return self
-
-
 class Gate(Section):
     """One rule. Metrics: quality.<task>.retained, quality.<task>.ratio, quality.<task>.estimate (the score itself),
     quality.<task>.overlap (share of its examples that stand in the training text), fidelity.<task>.agreement,
     fidelity.<task>.kl, of fidelity also of held_out, the next tokens of held-out text,
-    latency.decode_speedup, latency.ttft_speedup, memory.rss_ratio, roi.payback_months, roi.monthly_saving_usd (after
-    upkeep), guardrails.<check>.worse (how much worse than the teacher, e.g. guardrails.crows_pairs.stereotype.worse,
-    guardrails.generation.repetition.worse)."""
+    latency.decode_speedup, latency.ttft_speedup, memory.rss_ratio, roi.payback_months, roi.monthly_saving (after
+    upkeep), roi.npv, guardrails.<check>.worse (how much worse than the teacher, e.g.
+    guardrails.crows_pairs.stereotype.worse, guardrails.generation.repetition.worse)."""
 
     metric: str = Field(
         pattern=r"^(quality\.[\w.-]+\.(retained|ratio|estimate|overlap)|fidelity\.[\w.-]+\.(agreement|kl)|guardrails\.[\w.-]+\.worse"
-        r"|latency\.(decode|ttft)_speedup|memory\.rss_ratio|roi\.(payback_months|monthly_saving_usd))$",
+        r"|latency\.(decode|ttft)_speedup|memory\.rss_ratio|roi\.(payback_months|monthly_saving|npv))$",
         description="What is judged.",
     )
     at_least: float | None = Field(None, description="Pass when the whole interval is at or above this.")

@@ -1,5 +1,6 @@
 """The PoC spec: one frozen, validated tree. featkd/specfile.py reads it from YAML; where the documents come from is in
-source.py, what a student learns from in teaching.py, how it is trained in training.py, what judges it in judging.py.
+source.py, what a student learns from in teaching.py, how it is trained in training.py, what judges it in judging.py,
+what prices it in pricing.py.
 
 Unknown keys are errors. What can change a result stands here or in the recorded environment.
 """
@@ -10,7 +11,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from featkd.judging import Audit, Cost, Gate, Guardrails, Latency, Quality, Section
+from featkd.judging import Audit, Gate, Guardrails, Latency, Quality, Section
+from featkd.pricing import Cost, Serving
 from featkd.source import Data
 from featkd.teaching import Distillation, Recipe, TeacherSignal, recipes
 from featkd.training import Compute, Optimisation, TeacherTraining
@@ -37,6 +39,11 @@ class Teacher(Section):
     )
     reference_factor: float = Field(
         3.0, ge=1, description="How many times that it may be on the data: far above, the teacher does not know them."
+    )
+    serving: Serving | None = Field(
+        None,
+        description="What it costs as it is served today. Without this it is priced by the speed of its own export "
+        "here, which the report says.",
     )
     if_inadequate: Literal["stop", "warn"] = Field(
         "stop", description="What to do when the teacher is no better than chance or than the plain student."
@@ -192,6 +199,8 @@ class Spec(Section):
             raise ValueError(
                 "teacher.reference_perplexity: is held against heldout_perplexity; add it to quality.tasks"
             )
+        if self.cost.error_task and self.cost.error_task not in self.quality.tasks:
+            raise ValueError(f"cost.error_task: {self.cost.error_task} is not a task of quality.tasks")
         for gate in self.gates:
             check = gate.metric.removeprefix("guardrails.").removesuffix(".worse")
             if gate.metric.startswith("guardrails.") and check not in self.guardrails.checks:

@@ -1,6 +1,6 @@
 """A spec from its YAML file: overrides, paths, and what is said when it is wrong.
 
-spec = load("poc.yaml", overrides=["cost.usd_per_hour=2.5"])
+spec = load("poc.yaml", overrides=["cost.price_per_hour=2.5"])
 """
 
 from pathlib import Path
@@ -45,7 +45,7 @@ def validate(tree: dict[str, Any]) -> Spec:
 def _set(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise InputError(f"--set {override}: write key=value, e.g. --set cost.usd_per_hour=2.5")
+        raise InputError(f"--set {override}: write key=value, e.g. --set cost.price_per_hour=2.5")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:

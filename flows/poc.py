@@ -224,7 +224,7 @@ class Poc:
             and Champion(**self.serving.version.told, comparisons=assemble.beside_champion(evidence, serving)),
             comparisons=comparisons,
             sizes=self._sizes(candidates, evidence),
-            assumptions=roi.assumptions(self.spec.cost),
+            assumptions=roi.assumptions(self.spec.cost, self.spec.teacher.serving),
             overrides=ledger.overrides(self.context.home / ledger.FOLDER, self.spec.name),
             stages=self.context.log.stages,
             evidence={name: artefact.key for name, artefact in self.kept.items()},

@@ -10,7 +10,7 @@ import typer
 DONE, FAILED, WRONG_INPUT, NO_GO, INTERRUPTED = 0, 1, 2, 3, 130
 
 Root = Annotated[Path, typer.Option(help="The working folder; everything is kept in its .featkd folder.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value, as in cost.usd_per_hour=2.5.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value, as in cost.price_per_hour=2.5.")]
 Run = Annotated[str, typer.Argument(help="A run id, the folder of a run, or 'last'.")]
 
 

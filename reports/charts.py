@@ -6,7 +6,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from featkd.result import Result
 from reports import numbers
 from reports.chart_parts import Chart, arm_label, bounds, by_size, finish, once_per_training, shown
-from reports.charts_serving import cash_flow, latency, memory, throughput
+from reports.charts_money import cash_flow, tornado
+from reports.charts_serving import latency, memory, throughput
 from reports.charts_sizes import sizes
 from reports.svg import (
     BAND,
@@ -33,7 +34,8 @@ from reports.view import is_share, students, task_names, teacher_of
 def draw_all(result: Result, t: Text) -> list[Chart]:
     with matplotlib.rc_context(RC):
         drawn = [quality, sizes] if result.sizes else [quality]
-        return [draw(result, t) for draw in (*drawn, trade_off, latency, throughput, memory, cash_flow, training)]
+        drawn += [trade_off, latency, throughput, memory, cash_flow, tornado, training]
+        return [draw(result, t) for draw in drawn]
 
 
 def quality(result: Result, t: Text) -> Chart:

@@ -1,19 +1,18 @@
-"""Charts of speed, memory and money."""
+"""Charts of speed and memory."""
 
 import math
 
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter
 
 from featkd.result import Result
 from reports import numbers
-from reports.chart_parts import Chart, by_size, finish, finite, raw, shown
+from reports.chart_parts import Chart, by_size, finish, raw, shown
 from reports.svg import (
     INK,
     MUTED,
     REFERENCE,
     TEACHER,
     Entry,
-    Style,
     error_lengths,
     frame,
     line,
@@ -144,30 +143,3 @@ def memory(result: Result, t: Text) -> Chart:
     ]
     columns = ["candidate", "peak_rss_mb", "rss_above_import_mb", "rss_ratio", "file_mb"]
     return finish("memory", panels, rows, columns, result, t, "memory")
-
-
-def cash_flow(result: Result, t: Text) -> Chart:
-    """Cumulative cash flow, USD, one panel per size; a ring marks the payback."""
-    panels = []
-    rows = []
-    look = styles(result.candidates)
-    for size, members in by_size(result).items():
-        flows = {name: c.roi for name, c in members.items() if c.roi.cash_flow_usd}
-        if not flows:
-            continue
-        legend = [Entry(name, look[name]) for name in flows]
-        if any(finite(roi.payback_months) is not None for roi in flows.values()):
-            legend.append(Entry(t("charts.payback"), Style(INK, "o", "-"), "ring"))
-        figure, axes = frame(210, None, t("charts.months"), t("charts.cumulative_usd"), legend)
-        axes.axhline(0, color=INK, linewidth=1)
-        for name, roi in flows.items():
-            line(axes, list(enumerate(roi.cash_flow_usd)), look[name], every=max(1, len(roi.cash_flow_usd) // 6))
-            months = finite(roi.payback_months)
-            if months is not None and months < len(roi.cash_flow_usd):
-                axes.plot([months], [0], "o", color=INK, markersize=9, fillstyle="none", mew=1.6)
-            rows += [[name, str(month), numbers.significant(usd)] for month, usd in enumerate(roi.cash_flow_usd)]
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.yaxis.set_major_formatter(FuncFormatter(short_number))
-        title = size or ""
-        panels.append((title, to_svg(figure, f"cash-flow-{len(panels)}", title or t("charts.cash_flow.title"))))
-    return finish("cash_flow", panels, rows, ["candidate", "month", "cumulative_usd"], result, t, "roi")

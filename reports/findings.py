@@ -111,11 +111,11 @@ def _reasons(candidate: Candidate, t: Text) -> list[str]:
         reasons.append(t("sentence.worse", tasks=t.listing(worse)))
     if numbers.has_interval(candidate.latency.decode_speedup):
         reasons.append(t("sentence.faster", speedup=numbers.figure(candidate.latency.decode_speedup, t).value))
-    saving = candidate.roi.monthly_saving_usd
+    saving = candidate.roi.monthly_saving
     if numbers.has_interval(saving):
         shown = numbers.figure(saving, t)
         key = "sentence.saves" if saving.value >= 0 else "sentence.costs"
-        reasons.append(t(key, usd=t("format.usd", value=shown.value.lstrip("\N{MINUS SIGN}"))))
+        reasons.append(t(key, money=t("format.money", value=shown.value.lstrip("\N{MINUS SIGN}"))))
     return reasons
 
 
@@ -150,9 +150,9 @@ def key_figures(result: Result, t: Text) -> list[tuple[str, numbers.Figure]]:
     if numbers.has_interval(chosen.latency.decode_speedup):
         speed = numbers.figure(chosen.latency.decode_speedup, t)
         shown.append((t("key.speedup"), speed._replace(value=t("format.times", value=speed.value))))
-    if numbers.has_interval(chosen.roi.monthly_saving_usd):
-        saving = numbers.figure(chosen.roi.monthly_saving_usd, t)
-        shown.append((t("key.saving"), saving._replace(value=t("format.usd", value=saving.value))))
+    if numbers.has_interval(chosen.roi.monthly_saving):
+        saving = numbers.figure(chosen.roi.monthly_saving, t)
+        shown.append((t("key.saving"), saving._replace(value=t("format.money", value=saving.value))))
     roi = chosen.roi
     payback = numbers.payback(roi.payback_months, roi.payback_months_low, roi.payback_months_high, t)
     if payback and payback.range:

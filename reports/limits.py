@@ -16,7 +16,8 @@ def stated(result: Result, t: Text) -> list[str]:
     unsourced = sum(row.source is None for row in result.assumptions)
     several = len(view.students(result)) > 3
     measured = any(c.latency.generations for c in result.candidates.values())
-    priced = any(c.roi.monthly_cost_usd for c in result.candidates.values())
+    priced = any(c.roi.monthly_cost for c in result.candidates.values())
+    basis = teacher.roi.basis if (teacher := view.teacher_of(result)) else None
     trainings = len(spec.get("seeds") or [0])
     rounds = max((c.latency.rounds_needed or 0 for c in result.candidates.values()), default=0)
     slow = [name for name, c in result.candidates.items() if c.roi.meets_target is False]
@@ -34,8 +35,9 @@ def stated(result: Result, t: Text) -> list[str]:
         (bool(slow), "target", {"candidates": ", ".join(slow)}),
         (rounds > 0, "rounds", {"rounds": rounds}),
         (priced and lengths is not None, "lengths", lengths or {}),
-        (priced, "teacher_price", {}),
-        (any(c.roi.monthly_saving_usd for c in result.candidates.values()), "money_interval", {}),
+        (priced and basis == "export", "teacher_price", {}),
+        (basis not in ("export", None), "teacher_figures", {}),
+        (any(c.roi.monthly_saving for c in result.candidates.values()), "money_interval", {}),
         (unsourced > 0, "unsourced", {"unsourced": unsourced, "total": len(result.assumptions)}),
         *_guarded(result),
         (bool((spec.get("teacher") or {}).get("train")), "trained_teacher", {}),

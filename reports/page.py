@@ -11,7 +11,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from featkd.result import Result
-from reports import alignment, behaviour, charts, findings, limits, numbers, signal, sizes, text, view
+from reports import alignment, behaviour, business, charts, findings, limits, numbers, signal, sizes, text, view
 
 TEMPLATES = Path(__file__).parent / "templates"
 MATRIX_COLUMNS = 5  # with more candidates the table turns: one row per candidate, one table per group
@@ -22,7 +22,7 @@ VERDICT_MARKS = {"go": MARKS["pass"], "no-go": MARKS["fail"], "inconclusive": "?
 
 def render(result: Result, language: Literal["en", "ja"]) -> str:
     """The report page. Raises InputError for a language there are no texts for."""
-    t = text.load(language)
+    t = text.load(language, _currency(result))
     jinja = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -50,6 +50,7 @@ def render(result: Result, language: Literal["en", "ja"]) -> str:
         overlaps=view.overlaps(result, t),
         turned=len(result.candidates) > MATRIX_COLUMNS,
         found=found,
+        business=business.case(result, t),
         beside_champion=findings.beside_champion(result, t),
         alignment=alignment.stated(result, t),
         signal=signal.stated(result, t),
@@ -71,9 +72,9 @@ def render(result: Result, language: Literal["en", "ja"]) -> str:
 
 def summary_markdown(result: Result, language: Literal["en", "ja"]) -> str:
     """Verdict sentence and a short comparison table, for a run description."""
-    t = text.load(language)
+    t = text.load(language, _currency(result))
     table = view.comparison(result, t)
-    chosen = {t(f"rows.{key}") for key in ("decode_speedup", "usd_per_million", "monthly_saving", "payback")}
+    chosen = {t(f"rows.{key}") for key in ("decode_speedup", "cost_per_million", "monthly_saving", "payback")}
     chosen |= {t.task(task) for task in view.task_names(result)}
     columns = [row for row in table.rows if row.label in chosen]
     head = [t("summary.candidate"), t("summary.verdict"), *(_column(row) for row in columns)]
@@ -93,6 +94,10 @@ def summary_markdown(result: Result, language: Literal["en", "ja"]) -> str:
         cells = [row.cells[name] for row in columns]
         lines.append(_line([name, word, *(f"{c.text} ({c.range})" if c.range else c.text for c in cells)]))
     return "\n".join(lines) + "\n"
+
+
+def _currency(result: Result) -> str:
+    return result.spec.get("cost", {}).get("currency", "USD")
 
 
 def _column(row: view.Row) -> str:

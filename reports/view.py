@@ -123,10 +123,10 @@ def comparison(result: Result, t: Text) -> Comparison:
         ("memory", "file", "mb", lambda c: c.memory.file_bytes, 1e-6, ""),
         ("memory", "cache", "kb", lambda c: c.memory.cache_bytes_per_token, 1e-3, ""),
         ("energy", "joules", "joules", lambda c: c.energy.joules_per_1000_tokens, 1, ""),
-        ("roi", "usd_per_million", "usd", lambda c: c.roi.usd_per_million_output_tokens, 1, ""),
+        ("roi", "cost_per_million", "money", lambda c: c.roi.cost_per_million_output_tokens, 1, ""),
         ("roi", "concurrency", "requests", lambda c: c.roi.concurrency, 1, ""),
         ("roi", "machines", "count", lambda c: c.roi.machines, 1, ""),
-        ("roi", "monthly_saving", "usd", lambda c: c.roi.monthly_saving_usd, 1, "roi.monthly_saving_usd"),
+        ("roi", "monthly_saving", "money", lambda c: c.roi.monthly_saving, 1, "roi.monthly_saving"),
         ("roi", "payback", "months", lambda c: _payback(c, t), 1, "roi.payback_months"),
     ]
     accelerated = any(c.memory.device_bytes for c in result.candidates.values())
@@ -247,7 +247,7 @@ def gate_unit(metric: str) -> str:
     if metric.startswith("guardrails."):
         plain = metric.endswith("_bias.worse") or metric.count(".") == 2
         return "plain" if plain else "points"
-    return "usd" if metric == "roi.monthly_saving_usd" else "times"
+    return "money" if metric in ("roi.monthly_saving", "roi.npv") else "times"
 
 
 def check_name(name: str, t: Text) -> str:

@@ -68,10 +68,10 @@ def metrics(candidate: Candidate) -> dict[str, float]:
         "memory/file_mb": _mega(memory.file_bytes),
         "memory/cache_bytes_per_token": memory.cache_bytes_per_token,
         "energy/joules_per_1000_tokens": _value(candidate.energy.joules_per_1000_tokens),
-        "cost/usd_per_1m_input_tokens": _value(money.usd_per_million_input_tokens),
-        "cost/usd_per_1m_output_tokens": _value(money.usd_per_million_output_tokens),
-        "roi/monthly_saving_usd": _value(money.monthly_saving_usd),
-        "roi/npv_usd": money.npv_usd,
+        "cost/per_1m_input_tokens": _value(money.cost_per_million_input_tokens),
+        "cost/per_1m_output_tokens": _value(money.cost_per_million_output_tokens),
+        "roi/monthly_saving": _value(money.monthly_saving),
+        "roi/npv": _value(money.npv),
     }
     if alone := latency.alone:
         for name in ("ttft_ms", "inter_token_ms", "end_to_end_ms"):

@@ -57,19 +57,21 @@ def money(candidate: dict, cost: dict, teacher: dict | None) -> dict[str, Any]:
     bounds = ("value", "high", "low")  # of the rates, for value, low and high of a cost
     at = priced(candidate)
     prefill, decode = ([at[f"{rate}_tokens_per_s"][bound] for bound in bounds] for rate in ("prefill", "decode"))
-    per_million = said["usd_per_hour"] * said["peak_factor"] * 1e6 / (3600 * said["utilisation"])
+    per_million = said["price_per_hour"] * said["peak_factor"] * 1e6 / (3600 * said["utilisation"])
     figures = {
         "machines": machines(prefill[0], decode[0], said),
-        "monthly_cost_usd": tuple(monthly(*rates, said) for rates in zip(prefill, decode, strict=True)),
-        "usd_per_million_output_tokens": tuple(per_million / rate for rate in decode),
-        "usd_per_million_input_tokens": tuple(per_million / rate for rate in prefill),
+        "monthly_cost": tuple(monthly(*rates, said) for rates in zip(prefill, decode, strict=True)),
+        "cost_per_million_output_tokens": tuple(per_million / rate for rate in decode),
+        "cost_per_million_input_tokens": tuple(per_million / rate for rate in prefill),
     }
     if teacher is None:
         return figures
-    base, upkeep = priced(teacher), said["monthly_upkeep_usd"]
+    assert not said["error_cost"], "what errors cost is in tests/decide/test_case.py alone"
+    base, hours = priced(teacher), candidate["training"]["seconds"] / 3600
     assert base["concurrency"] == at["concurrency"], "rounds are compared then, not turns"
-    value = monthly(*(base[f"{rate}_tokens_per_s"]["value"] for rate in ("prefill", "decode")), said)
-    value -= figures["monthly_cost_usd"][0]
+    its = [base[f"{rate}_tokens_per_s"]["value"] for rate in ("prefill", "decode")]
+    own, horizon = [prefill[0], decode[0]], cost["horizon_months"]
+    served = monthly(*its, said) - figures["monthly_cost"][0]
     savings = {
         side: [
             monthly(*pace, said)
@@ -79,19 +81,50 @@ def money(candidate: dict, cost: dict, teacher: dict | None) -> dict[str, Any]:
         ]
         for side in ("low", "high")
     }
-    saving = [one - upkeep for one in (value, min(value, *savings["low"]), max(value, *savings["high"]))]
-    one_off = said["engineering_usd"] + candidate["training"]["seconds"] / 3600 * said["training_usd_per_hour"]
-    months, rate = range(1, cost["horizon_months"] + 1), (1 + said["discount_rate"]) ** (1 / 12)
+    value, one_off = business(its, own, said, hours)
+    running = served - value
+    saving = [value, *(one - running for one in (min(served, *savings["low"]), max(served, *savings["high"])))]
     payback = [one_off / one if one > 0 else "never" for one in saving]
-    return figures | {
-        "monthly_saving_usd": tuple(saving),
-        "one_off_usd": one_off,
+    figures |= {
+        "monthly_saving": tuple(saving),
+        "one_off_cost": one_off,
         "payback_months": payback[0],
         "payback_months_low": payback[2],
         "payback_months_high": payback[1],
-        "npv_usd": sum(saving[0] / rate**month for month in months) - one_off,
-        "cash_flow_usd": [month * saving[0] - one_off for month in (0, *months)],
+        "npv": tuple(worth(one, one_off, said, horizon) for one in saving),
+        "return_on_investment": tuple((one * horizon - one_off) / one_off for one in saving),
+        "cash_flow": [month * saving[0] - one_off for month in range(horizon + 1)],
+        "break_even_requests": break_even(its, own, said, hours, horizon),
     }
+    for at_, bar in enumerate(candidate["roi"]["sensitivities"]):
+        for end in ("low", "high"):
+            changed = said if bar["name"] == "throughput" else said | {bar["name"]: bar[end]}
+            rates = [prefill[1 + (end == "low")], decode[1 + (end == "low")]] if bar["name"] == "throughput" else own
+            figures[f"sensitivities/{at_}/npv_{end}"] = worth(*business(its, rates, changed, hours), changed, horizon)
+    return figures
+
+
+def business(its: list, own: list, said: dict, hours: float) -> tuple[float, float]:
+    """Saving per month, and the cost before it."""
+    again = hours * said["training_price_per_hour"] + said["evaluation_cost"]
+    running = said["monthly_upkeep"] + said["redistillations_per_year"] / 12 * again
+    return monthly(*its, said) - monthly(*own, said) - running, said["engineering_cost"] + again
+
+
+def worth(saving: float, one_off: float, said: dict, horizon: int) -> float:
+    rate = (1 + said["discount_rate"]) ** (1 / 12)
+    return sum(saving / rate**month for month in range(1, horizon + 1)) - one_off
+
+
+def break_even(its: list, own: list, said: dict, hours: float, horizon: int) -> float | str:
+    """The first jump of the teacher's machines right above which it pays, of twenty thousand."""
+    seconds = said["input_tokens_per_request"] / its[0] + said["output_tokens_per_request"] / its[1]
+    one = SECONDS_PER_MONTH * said["utilisation"] / said["peak_factor"] / seconds
+    for jump in range(20_000):
+        then = said | {"requests_per_month": math.floor(jump * one * (1 + 1e-9)) + 1}
+        if worth(*business(its, own, then, hours), said, horizon) >= 0:
+            return then["requests_per_month"]
+    return "never"
 
 
 def priced(candidate: dict) -> dict:
@@ -102,8 +135,8 @@ def priced(candidate: dict) -> dict:
 def machines(prefill: float, decode: float, said: dict) -> int:
     seconds = said["input_tokens_per_request"] / prefill + said["output_tokens_per_request"] / decode
     peak = said["requests_per_month"] / SECONDS_PER_MONTH * said["peak_factor"]
-    return math.ceil(peak * seconds / said["utilisation"])
+    return math.ceil(peak * seconds / said["utilisation"] * (1 - 1e-9))
 
 
 def monthly(prefill: float, decode: float, said: dict) -> float:
-    return machines(prefill, decode, said) * said["usd_per_hour"] * SECONDS_PER_MONTH / 3600
+    return machines(prefill, decode, said) * said["price_per_hour"] * SECONDS_PER_MONTH / 3600

@@ -86,7 +86,7 @@ def test_every_candidate_has_every_section_and_empty_ones_say_why(first):
         assert [point["concurrency"] for point in candidate["latency"]["points"]] == [1, 2]
         assert all(point["decode_tokens_per_s"]["value"] > 0 for point in candidate["latency"]["points"])
         assert candidate["memory"]["peak_rss_bytes"]["value"] > 1e6
-        assert candidate["roi"]["monthly_cost_usd"]["value"] > 0
+        assert candidate["roi"]["monthly_cost"]["value"] > 0
         assert (candidate["verdict"]["verdict"] is None) == (name == "teacher")
 
 
@@ -145,7 +145,7 @@ def test_mlflow_has_a_parent_and_its_children_with_the_same_keys(first, root, mo
     assert len(children) == 4
     students = [set(run.data.metrics) for run in children if run.data.tags.get("arm") != "teacher"]
     assert students[0] == students[1] == students[2]
-    assert {"quality/heldout_routing", "latency/decode_tokens_per_s", "roi/monthly_saving_usd"} <= students[0]
+    assert {"quality/heldout_routing", "latency/decode_tokens_per_s", "roi/monthly_saving"} <= students[0]
     parent = client.get_run(told["run_id"])
     assert parent.inputs.dataset_inputs[0].dataset.digest
     artifacts = {artifact.path for artifact in client.list_artifacts(told["run_id"])}
@@ -153,13 +153,13 @@ def test_mlflow_has_a_parent_and_its_children_with_the_same_keys(first, root, mo
 
 
 def test_a_new_price_changes_the_money_and_reuses_the_rest(first, root, result):
-    again = featkd("run", TINY, "--set", "cost.usd_per_hour=0.2", root=root)
+    again = featkd("run", TINY, "--set", "cost.price_per_hour=0.2", root=root)
     repriced = Result.model_validate_json(Path(outcome(again)["result"]).read_text())
     kept = {name: state for name, state in states(again).items() if name not in ("roi", "gates", "report", "mlflow")}
     assert set(kept.values()) == {"reused"}, kept
     for name, candidate in repriced.candidates.items():
-        before = result.candidates[name].roi.monthly_cost_usd.value
-        assert candidate.roi.monthly_cost_usd.value == pytest.approx(2 * before)
+        before = result.candidates[name].roi.monthly_cost.value
+        assert candidate.roi.monthly_cost.value == pytest.approx(2 * before)
 
 
 def test_a_second_run_makes_nothing_again_but_an_artefact_that_was_damaged(first, root, result):

@@ -67,7 +67,7 @@ def tree(**changes):
         ({"seeds": [0, 1], "students": [{"name": "s", "layers": 2, "init": "copy"}]}, "the same weights with every"),
         ({"seeds": [0, 1], "students": [{"name": "s", "layers": 2, "init": "slice"}]}, "the same weights with every"),
         ({"cost": {"utilisation": 1.5}}, "utilisation: 1.5 must be above 0 and at most 1"),
-        ({"cost": {"usd_per_hour": float("nan")}}, "cost.usd_per_hour"),
+        ({"cost": {"price_per_hour": float("nan")}}, "cost.price_per_hour"),
         ({"quality": {"tasks": ["heldout_routing"]}}, "heldout_routing needs data.label_field"),
         ({"distillation": {"layer_pairs": "first"}}, "distillation.layer_pairs: write uniform, auto, last-2 or"),
         ({"distillation": {"layer_pairs": [[0]]}}, "distillation.layer_pairs: write uniform, auto, last-2 or"),
@@ -132,13 +132,13 @@ def test_paths_are_relative_to_the_spec_and_overrides_apply(tmp_path):
     students = [{"name": "own", "model": "small"}, {"name": "hub", "model": "hub:a/b"}]
     changes = {"data": {"files": "docs/*.txt"}, "teacher": {"model": "teacher"}, "students": students}
     path.write_text(yaml.safe_dump(tree(**changes)))
-    found = specfile.load(path, ["cost.usd_per_hour=2.5", "training.tokens=7", "gates=[]"])
+    found = specfile.load(path, ["cost.price_per_hour=2.5", "training.tokens=7", "gates=[]"])
     assert found.data.files == [str(tmp_path / "docs/*.txt")]
     assert found.teacher.model == str(tmp_path / "teacher")
     assert [size.model for size in found.students] == [str(tmp_path / "small"), "hub:a/b"]
-    assert found.cost.usd_per_hour.value == 2.5
+    assert found.cost.price_per_hour.value == 2.5
     assert found.training.tokens == 7
-    for wrong in ("cost.usd_per_hour", "=3", "name.x=1", "a=[1"):
+    for wrong in ("cost.price_per_hour", "=3", "name.x=1", "a=[1"):
         with pytest.raises(InputError, match="--set"):
             specfile.load(path, [wrong])
 
@@ -152,7 +152,7 @@ def test_a_home_that_is_nobody_s_is_told(tmp_path):
 
 def test_the_digest_sees_every_value_and_no_order():
     one, same = specfile.validate(tree()), specfile.validate(dict(reversed(tree().items())))
-    other = specfile.validate(tree(cost={"usd_per_hour": 9}))
+    other = specfile.validate(tree(cost={"price_per_hour": 9}))
     assert one.digest() == same.digest() != other.digest()
 
 

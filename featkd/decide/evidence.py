@@ -88,14 +88,16 @@ def measured(
     speed, memory, energy = _latency(found, teacher)
     teacher_speed = speed if is_teacher else _latency(teacher, teacher)[0]
     seconds = found.training.seconds if found.training and found.training.seconds else 0.0
+    quality = _quality(found, teacher, chance, overlap)
+    serving = poc.teacher.serving if teacher.arm == "teacher" else None
     return Measured(
-        quality=_quality(found, teacher, chance, overlap),
+        quality=quality,
         fidelity=_fidelity(found, teacher),
         guardrails=_guardrails(found, teacher),
         latency=speed,
         memory=memory,
         energy=energy,
-        roi=roi.price(speed, teacher_speed, poc.cost, seconds, is_teacher),
+        roi=roi.price(speed, teacher_speed, poc.cost, seconds, is_teacher, serving, _lost(quality, poc.cost)),
     )
 
 
@@ -125,6 +127,17 @@ def _quality(
     recipe = scores(seeds, teacher.samples, chance) if len(seeds) > 1 else {}
     tasks = _tasks(found, teacher, chance, overlap)
     return result.Quality(tasks=tasks, replicates=values, recipe=recipe)
+
+
+def _lost(quality: result.Quality, cost: spec.Cost) -> result.Interval | None:
+    """What it is behind on the task whose errors cost; None where that is a perplexity, or was not measured."""
+    score = quality.tasks.get(cost.error_task or "")
+    if score is None or score.difference is None or not score.higher_is_better:
+        return None
+    low, high = score.difference.low, score.difference.high
+    return result.Interval(
+        value=-score.difference.value, low=None if high is None else -high, high=None if low is None else -low
+    )
 
 
 def _fidelity(found: Evidence, teacher: Evidence, level: float = statistics.LEVEL) -> result.Fidelity:

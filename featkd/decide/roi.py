@@ -1,102 +1,150 @@
-"""What a candidate costs and saves. Pure arithmetic on measured throughput and the spec's assumptions.
+"""What a candidate costs and saves: featkd.decide.case on measured throughput and the spec's assumptions.
 
-    seconds per request = input tokens / prefill rate + output tokens / decode rate
-    machines            = ceil(requests per second * peak factor * seconds per request / utilisation)
-    monthly cost        = machines * price per hour * 730.5
-    saving              = teacher's monthly cost - candidate's monthly cost - monthly upkeep
-    USD per million     = price per hour / (3600 * rate * utilisation / peak factor) * 1e6
+    cost per million = price per hour / (3600 * rate * utilisation / peak factor) * 1e6
 
-The rates are those of all requests that are served side by side, at the concurrency that `operating_point` chooses.
-`utilisation` is the share of a machine that may be used at peak. A month's tokens at the unit prices cost what its
-machines cost before these are rounded up. The saving is after upkeep; payback, cash flow and NPV follow from it.
+The rates are those of all requests that are served side by side, at the concurrency that `operating_point` chooses. A
+month's tokens at the unit prices cost what its machines cost before these are rounded up. What a student is held
+against is the teacher as it is served today, `teacher.serving`; else our own export of it on the measured machine.
 
-Intervals come from those of the measured rates. A saving's interval takes both sides at the same pace of the machine,
-the slowest and the fastest of the teacher's interval, with the candidate's speed-up at its best and its worst: the two
-were measured in turns, and a machine that is slow is slow for both. Where no speed-up was measured it pairs one side's
-best with the other's worst. Both are wider than 95 %.
+Intervals come from those of the measured rates, and of the share of answers that are lost. A saving's interval takes
+both sides at the same pace of the machine, the slowest and the fastest of the teacher's interval, with the candidate's
+speed-up at its best and its worst: the two were measured in turns, and a machine that is slow is slow for both. Where
+no speed-up was measured, or the teacher is served elsewhere, it pairs one side's best with the other's worst. All are
+wider than 95 %.
 """
 
-import math
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from featkd import spec
+from featkd import pricing, spec
+from featkd.decide.case import Case, Hosted, Machine, cash_flow, machines, monthly_cost, npv, payback_months
+from featkd.decide.case import seconds_per_request as seconds
 from featkd.measure.timings import over_rounds
 from featkd.result import AssumptionRow, Interval, Latency, OperatingPoint, Roi
 
-HOURS_PER_MONTH = 365.25 * 24 / 12
-SECONDS_PER_MONTH = HOURS_PER_MONTH * 3600
-Rates = tuple[float, float]
-Months = float | Literal["never"]
-
 UNITS = {
-    "usd_per_hour": "USD/hour",
+    "price_per_hour": "currency/hour",
     "requests_per_month": "1/month",
     "input_tokens_per_request": "tokens",
     "output_tokens_per_request": "tokens",
     "utilisation": "share",
     "peak_factor": "ratio",
-    "engineering_usd": "USD",
-    "training_usd_per_hour": "USD/hour",
-    "monthly_upkeep_usd": "USD/month",
+    "engineering_cost": "currency",
+    "evaluation_cost": "currency",
+    "training_price_per_hour": "currency/hour",
+    "monthly_upkeep": "currency/month",
+    "redistillations_per_year": "1/year",
+    "error_cost": "currency",
     "discount_rate": "1/year",
     "max_ttft_ms": "ms",
     "max_inter_token_ms": "ms",
 }
+OF_SERVING = {
+    "price_per_million_input_tokens": "currency/million",
+    "price_per_million_output_tokens": "currency/million",
+    "prefill_tokens_per_s": "tokens/s",
+    "decode_tokens_per_s": "tokens/s",
+    "price_per_hour": "currency/hour",
+}
+Bounds = tuple[float | None, float | None]
 
 
-def assumptions(cost: spec.Cost) -> list[AssumptionRow]:
+def assumptions(cost: spec.Cost, serving: pricing.Serving | None = None) -> list[AssumptionRow]:
     """Every figure of the business case with its unit and source."""
-    rows = [
-        AssumptionRow(name=name, value=getattr(cost, name).value, unit=unit, source=getattr(cost, name).source)
-        for name, unit in UNITS.items()
-        if getattr(cost, name) is not None
-    ]
-    return [*rows, AssumptionRow(name="horizon_months", value=cost.horizon_months, unit="months", source="the spec")]
+    rows = [_row(name, getattr(cost, name), unit) for name, unit in UNITS.items()]
+    rows += [_row(f"serving.{name}", getattr(serving, name, None), unit) for name, unit in OF_SERVING.items()]
+    told = {"horizon_months": (cost.horizon_months, "months"), "spread": (cost.spread, "share")}
+    own = [AssumptionRow(name=name, value=value, unit=unit, source="the spec") for name, (value, unit) in told.items()]
+    return [*filter(None, rows), *own]
 
 
-def price(candidate: Latency, teacher: Latency, cost: spec.Cost, training_seconds: float, is_teacher: bool) -> Roi:
-    """The ROI section of a candidate. `training_seconds`: what it took to make it, its share of the teacher included.
+def _row(name: str, assumed: pricing.Assumption | None, unit: str) -> AssumptionRow | None:
+    return assumed and AssumptionRow(name=name, value=assumed.value, unit=unit, source=assumed.source)
 
-    Empty, with a reason, when the rates of either were not measured.
+
+def price(
+    candidate: Latency,
+    teacher: Latency,
+    cost: spec.Cost,
+    training_seconds: float,
+    is_teacher: bool,
+    serving: pricing.Serving | None = None,
+    lost: Interval | None = None,
+) -> Roi:
+    """The ROI section of a candidate. training_seconds: what it took to make it, its share of the teacher included.
+    lost: share of answers that are wrong where the teacher's are right, less those that are right where its are wrong.
+
+    Empty, with a reason, when the rates of either were not measured, or what is lost is not known and costs.
     """
+    if is_teacher and serving:
+        return _as_served(serving, cost)
     if not candidate.points:
         return Roi(why=candidate.why or "latency-off")
-    if not teacher.points:
-        return Roi(why="teacher-latency-failed" if teacher.why == "latency-failed" else teacher.why or "latency-off")
     at, meets_target = operating_point(candidate, cost, is_teacher)
-    monthly = _interval(lambda rates: monthly_cost_usd(rates, cost), at)
     unit_costs: dict[str, Any] = {
         "concurrency": at.concurrency,
         "meets_target": meets_target,
-        "usd_per_million_input_tokens": _interval(lambda rates: _per_million(rates[0], cost), at),
-        "usd_per_million_output_tokens": _interval(lambda rates: _per_million(rates[1], cost), at),
-        "machines": machines(_rates(at, "value"), cost),
-        "monthly_cost_usd": monthly,
+        "cost_per_million_input_tokens": _interval(lambda rates: _per_million(rates[0], cost), at),
+        "cost_per_million_output_tokens": _interval(lambda rates: _per_million(rates[1], cost), at),
+        "machines": machines(_machine(at), cost),
+        "monthly_cost": _interval(lambda rates: monthly_cost(rates, cost), at),
     }
     if is_teacher:
-        return Roi(why="baseline", **unit_costs)
-    base, _ = operating_point(teacher, cost, is_teacher=True)
-    before = _interval(lambda rates: monthly_cost_usd(rates, cost), base)
-    upkeep = cost.monthly_upkeep_usd.value
-    value = before.value - monthly.value
-    low, high = _saving_bounds(at, base, cost, value) or (
-        _minus(before.low, monthly.high),
-        _minus(before.high, monthly.low),
-    )
-    saving = Interval(value=value - upkeep, low=_minus(low, upkeep), high=_minus(high, upkeep))
-    one_off = cost.engineering_usd.value + training_seconds / 3600 * cost.training_usd_per_hour.value
+        return Roi(why="baseline", basis="export", **unit_costs)
+    if not teacher.points and not serving:
+        return Roi(why="teacher-latency-failed" if teacher.why == "latency-failed" else teacher.why or "latency-off")
+    if cost.error_cost.value and lost is None:
+        return Roi(why="errors-unknown", **unit_costs)
+    base = None if serving else operating_point(teacher, cost, is_teacher=True)[0]
+    served = _served(serving) if serving else _machine(base)
+    wrong = lost if lost and cost.error_cost.value else Interval(value=0.0, low=0.0, high=0.0)
+    case = Case(_machine(at), served, cost, training_seconds / 3600, wrong.value)
+    return Roi(**unit_costs, **_returns(case, _saving(case, at, base, wrong), at))
+
+
+def _returns(case: Case, saving: Interval, at: OperatingPoint) -> dict[str, Any]:
+    one_off, cost = case.one_off_cost, case.cost
+    low, high = _machine(at, "low"), _machine(at, "high")
+    sensitivities = case.sensitivities((low, high) if low and high else None)
+    return {
+        "monthly_saving": saving,
+        "one_off_cost": one_off,
+        "payback_months": payback_months(saving.value, one_off),
+        "payback_months_low": None if saving.high is None else payback_months(saving.high, one_off),
+        "payback_months_high": None if saving.low is None else payback_months(saving.low, one_off),
+        "npv": _of(saving, lambda month: npv(month, one_off, cost)),
+        "return_on_investment": _of(saving, lambda month: month * cost.horizon_months / one_off - 1)
+        if one_off
+        else None,
+        "cash_flow": cash_flow(saving.value, one_off, cost),
+        "break_even_requests": case.break_even(),
+        "sensitivities": sensitivities,
+        "scenarios": case.scenarios(sensitivities),
+    }
+
+
+def _as_served(serving: pricing.Serving, cost: spec.Cost) -> Roi:
+    """The teacher, as the spec tells how it is served."""
+    served = _served(serving)
+    if isinstance(served, Hosted):
+        unit, basis, count = served, "hosted-price", None
+    else:
+        own = cost.model_copy(update={"price_per_hour": serving.price_per_hour or cost.price_per_hour})
+        unit = [_per_million(rate, own) for rate in served[:2]]
+        basis, count = "serving-figures", machines(served, cost)
+    exact = [Interval(value=one, low=one, high=one) for one in (*unit, monthly_cost(served, cost))]
     return Roi(
-        **unit_costs,
-        monthly_saving_usd=saving,
-        one_off_usd=one_off,
-        payback_months=payback_months(saving.value, one_off),
-        payback_months_low=None if saving.high is None else payback_months(saving.high, one_off),
-        payback_months_high=None if saving.low is None else payback_months(saving.low, one_off),
-        npv_usd=npv_usd(saving.value, one_off, cost),
-        cash_flow_usd=cash_flow_usd(saving.value, one_off, cost),
-    )
+        why="baseline", basis=basis, machines=count, cost_per_million_input_tokens=exact[0],
+        cost_per_million_output_tokens=exact[1], monthly_cost=exact[2],
+    )  # fmt: skip
+
+
+def _served(serving: pricing.Serving) -> Machine | Hosted:
+    if serving.hosted:
+        return Hosted(serving.price_per_million_input_tokens.value, serving.price_per_million_output_tokens.value)
+    hourly = serving.price_per_hour and serving.price_per_hour.value
+    return Machine(serving.prefill_tokens_per_s.value, serving.decode_tokens_per_s.value, hourly)
 
 
 def operating_point(latency: Latency, cost: spec.Cost, is_teacher: bool) -> tuple[OperatingPoint, bool | None]:
@@ -113,7 +161,7 @@ def operating_point(latency: Latency, cost: spec.Cost, is_teacher: bool) -> tupl
     within = [point for point in latency.points if all(_longest(point, name) <= most for name, most in set_.items())]
     if not (within or is_teacher):
         return latency.points[0], False
-    return min(within or latency.points, key=lambda at: seconds_per_request(_rates(at, "value"), cost)), bool(within)
+    return min(within or latency.points, key=lambda at: seconds(_machine(at), cost)), bool(within)
 
 
 def _longest(point: OperatingPoint, name: str) -> float:
@@ -121,66 +169,54 @@ def _longest(point: OperatingPoint, name: str) -> float:
     return median.value if median.high is None else median.high
 
 
-def seconds_per_request(rates: Rates, cost: spec.Cost) -> float:
-    """rates: (prefill, decode) in tokens per second."""
-    return cost.input_tokens_per_request.value / rates[0] + cost.output_tokens_per_request.value / rates[1]
-
-
-def machines(rates: Rates, cost: spec.Cost) -> int:
-    """Whole machines that carry the peak."""
-    mean_load = cost.requests_per_month.value / SECONDS_PER_MONTH * seconds_per_request(rates, cost)
-    return math.ceil(mean_load * cost.peak_factor.value / cost.utilisation.value)
-
-
-def monthly_cost_usd(rates: Rates, cost: spec.Cost) -> float:
-    return machines(rates, cost) * cost.usd_per_hour.value * HOURS_PER_MONTH
-
-
-def payback_months(saving_usd: float, one_off_usd: float) -> Months:
-    """Months until the monthly saving has returned the one-off cost, undiscounted; 'never' when there is no saving."""
-    return one_off_usd / saving_usd if saving_usd > 0 else "never"
-
-
-def cash_flow_usd(saving_usd: float, one_off_usd: float, cost: spec.Cost) -> list[float]:
-    """Cumulative, undiscounted, month 0 to the horizon."""
-    return [month * saving_usd - one_off_usd for month in range(cost.horizon_months + 1)]
-
-
-def npv_usd(saving_usd: float, one_off_usd: float, cost: spec.Cost) -> float:
-    """Net present value over the horizon; monthly rate (1 + r)^(1/12) - 1, payments at the end of each month."""
-    rate = (1 + cost.discount_rate.value) ** (1 / 12) - 1
-    return sum(saving_usd / (1 + rate) ** month for month in range(1, cost.horizon_months + 1)) - one_off_usd
-
-
 def _per_million(rate: float, cost: spec.Cost) -> float:
     mean_use = cost.utilisation.value / cost.peak_factor.value
-    return cost.usd_per_hour.value / (3600 * rate * mean_use) * 1e6
+    return cost.price_per_hour.value / (3600 * rate * mean_use) * 1e6
 
 
-def _rates(at: OperatingPoint, bound: str) -> Rates | None:
+def _machine(at: OperatingPoint, bound: str = "value") -> Machine | None:
     prefill, decode = getattr(at.prefill_tokens_per_s, bound), getattr(at.decode_tokens_per_s, bound)
-    return None if prefill is None or decode is None else (prefill, decode)
+    return None if prefill is None or decode is None else Machine(prefill, decode)
 
 
 def _interval(figure: Any, at: OperatingPoint) -> Interval:
     """A cost with its interval: the quicker the machine, the lower the cost."""
-    low, high = (None if (rates := _rates(at, bound)) is None else figure(rates) for bound in ("high", "low"))
-    return Interval(value=figure(_rates(at, "value")), low=low, high=high)
+    low, high = (None if (machine := _machine(at, bound)) is None else figure(machine) for bound in ("high", "low"))
+    return Interval(value=figure(_machine(at)), low=low, high=high)
 
 
-def _saving_bounds(
-    at: OperatingPoint, base: OperatingPoint, cost: spec.Cost, value: float
-) -> tuple[float, float] | None:
-    """USD/month before upkeep, around `value`: at each pace of the teacher's, with the worst and best speed-ups."""
+def _of(interval: Interval, figure: Any) -> Interval:
+    low, high = (None if bound is None else figure(bound) for bound in (interval.low, interval.high))
+    return Interval(value=figure(interval.value), low=low, high=high)
+
+
+def _saving(case: Case, at: OperatingPoint, base: OperatingPoint | None, lost: Interval) -> Interval:
+    """base: where the teacher was measured beside it."""
+    served = case.saving + case.running + case.errors
+    bounds = _in_turns(case, at, base, served) if base else None
+    if bounds is None:
+        mine = _interval(lambda rates: monthly_cost(rates, case.cost), at)
+        its = _interval(lambda rates: monthly_cost(rates, case.cost), base) if base else None
+        theirs = (its.low, its.high) if its else [monthly_cost(case.teacher, case.cost)] * 2
+        bounds = (_minus(theirs[0], mine.high), _minus(theirs[1], mine.low))
+    errors = [None if share is None else case._replace(lost=share).errors for share in (lost.high, lost.low)]
+    low, high = (_minus(_minus(bound, wrong), case.running) for bound, wrong in zip(bounds, errors, strict=True))
+    return Interval(value=case.saving, low=low, high=high)
+
+
+def _in_turns(case: Case, at: OperatingPoint, base: OperatingPoint, value: float) -> Bounds | None:
+    """Per month before running costs, around `value`: at each pace of the teacher's, with worst and best speed-ups."""
     speedups = _speedups(at, base)
     if any(ratio is None or ratio.low is None or ratio.high is None for ratio in speedups):
         return None
-    paces = [rates for bound in ("low", "high") if (rates := _rates(base, bound))] or [_rates(base, "value")]
+    paces = [pace for bound in ("low", "high") if (pace := _machine(base, bound))] or [_machine(base)]
     savings = [
         [
-            monthly_cost_usd(rates, cost)
-            - monthly_cost_usd((rates[0] * getattr(speedups[0], bound), rates[1] * getattr(speedups[1], bound)), cost)
-            for rates in paces
+            monthly_cost(pace, case.cost)
+            - monthly_cost(
+                Machine(*(rate * getattr(up, bound) for rate, up in zip(pace[:2], speedups, strict=True))), case.cost
+            )
+            for pace in paces
         ]
         for bound in ("low", "high")
     ]

@@ -55,8 +55,8 @@ def _best(going: dict[str, Candidate]) -> str:
     Arms of one size are the same graph and cost the same: the largest saving alone would be the luckiest timing.
     Quality: what is retained on the weakest task, then the ratio on the worst one; only then the saving.
     """
-    largest = max(going.values(), key=_saving).roi.monthly_saving_usd
-    alike = [name for name, found in going.items() if _overlap(found.roi.monthly_saving_usd, largest)]
+    largest = max(going.values(), key=_saving).roi.monthly_saving
+    alike = [name for name, found in going.items() if _overlap(found.roi.monthly_saving, largest)]
     return max(alike, key=lambda name: (-_size(going[name]), *quality_kept(going[name]), _saving(going[name])))
 
 
@@ -65,7 +65,7 @@ def _size(candidate: Candidate) -> int:
 
 
 def _saving(candidate: Candidate) -> float:
-    saving = candidate.roi.monthly_saving_usd
+    saving = candidate.roi.monthly_saving
     return saving.value if saving else -math.inf
 
 

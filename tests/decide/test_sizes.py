@@ -55,7 +55,7 @@ def judged(students, rules=(GATE,), teacher=360, made=samples):
         rows.append(
             Evidence(f"{arm}-{size}", arm, size, training=Training(parameters=parameters), samples=made(quality))
         )
-    poc = spec.Spec.model_construct(gates=list(rules), cost=spec.Cost())
+    poc = spec.Spec.model_construct(gates=list(rules), cost=spec.Cost(), teacher=spec.Teacher(model="m"))
     found = assemble.candidates(poc, rows, {"heldout_continuation": 0.25, "heldout_perplexity": 500.0}, ADEQUATE)
     return sizes(found, list(rules), assemble.paired(rows))
 

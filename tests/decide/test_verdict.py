@@ -71,7 +71,7 @@ def going(saving, half=10.0, retained=(), ratios=(), verdict="go", arm="feature-
         latency=Latency(),
         memory=Memory(),
         energy=Energy(),
-        roi=Roi(monthly_saving_usd=None if saving is None else Interval(value=saving, **bounds)),
+        roi=Roi(monthly_saving=None if saving is None else Interval(value=saving, **bounds)),
         verdict=Decision(verdict=verdict),
     )
 

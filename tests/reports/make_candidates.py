@@ -3,6 +3,8 @@
 import math
 import random
 
+from make_money import around, money
+
 from featkd.result import (
     Agreement,
     Alignment,
@@ -157,31 +159,8 @@ def candidate(arm: str, size: str = "s", precision: str = "fp32", shrink: float 
             rss_ratio=None if teacher else around(0.646 * shrink, 0.009),
         ),
         energy=Energy(counter="rapl", joules_per_1000_tokens=around(14e3 / speed, 300 / speed)),
-        roi=money(speed, teacher),
+        roi=money(speed, DECODE["teacher"], teacher),
         verdict=Decision(why="baseline") if teacher else decision(arm),
-    )
-
-
-def money(tokens_per_s: float, teacher: bool) -> Roi:
-    per_million = 1.2 / (tokens_per_s * 3600 * 0.4) * 1e6
-    cost = per_million * 200
-    saving = 1.2 / (DECODE["teacher"] * 3600 * 0.4) * 1e6 * 200 - cost
-    if teacher:
-        return Roi(
-            usd_per_million_output_tokens=around(per_million, 0.2), machines=3, monthly_cost_usd=around(cost, 41.0)
-        )
-    months = 10_068.5 / saving if saving > 0 else "never"
-    return Roi(
-        usd_per_million_output_tokens=around(per_million, 0.06),
-        machines=1,
-        monthly_cost_usd=around(cost, 12.0),
-        monthly_saving_usd=around(saving, 43.0),
-        one_off_usd=10_068.5,
-        payback_months=months,
-        payback_months_low=months if months == "never" else months * 0.94,
-        payback_months_high=months if months == "never" else months * 1.07,
-        npv_usd=saving * 22 - 10_068.5,
-        cash_flow_usd=[-10_068.5 + saving * month for month in range(37)],
     )
 
 
@@ -290,10 +269,6 @@ def paired(task: str, a: str, b: str, seed: int) -> Comparison:
 
 def share(value: float, examples: int) -> Interval:
     return around(value, 1.96 * math.sqrt(value * (1 - value) / examples))
-
-
-def around(value: float, half: float) -> Interval:
-    return Interval(value=value, low=value - half, high=value + half)
 
 
 def digest(text: str) -> str:

@@ -138,7 +138,7 @@ def with_champion() -> Result:
         comparisons=comparisons,
     )  # fmt: skip
     rules = [{"metric": f"quality.{task}.retained", "at_least": 0.98} for task in ACCURACY]
-    rules += [{"metric": metric, "at_least": 1} for metric in ("latency.decode_speedup", "roi.monthly_saving_usd")]
+    rules += [{"metric": metric, "at_least": 1} for metric in ("latency.decode_speedup", "roi.monthly_saving")]
     judged = [spec.Gate(**rule, against="champion") for rule in rules]
     found = {
         name: made.model_copy(update={"verdict": gates.decide([*RULES, *judged], made)}) if name in VERDICTS else made
@@ -209,6 +209,7 @@ def document(candidates: dict[str, Candidate]) -> Result:
         "arms": list(VERDICTS),
         "seeds": [0],
         "quality": {"tasks": ["heldout_perplexity", *ACCURACY]},
+        "cost": {"currency": "USD", "horizon_months": 36, "spread": 0.25},
     }
     tasks = list(ACCURACY)
     compared = [
@@ -251,11 +252,11 @@ def document(candidates: dict[str, Candidate]) -> Result:
         candidates=candidates,
         comparisons=compared,
         assumptions=[
-            AssumptionRow(name="usd_per_hour", value=1.2, unit="USD/hour", source="price list, 2026-10"),
+            AssumptionRow(name="price_per_hour", value=1.2, unit="currency/hour", source="price list, 2026-10"),
             AssumptionRow(name="requests_per_month", value=1_000_000, unit="1/month"),
             AssumptionRow(name="output_tokens_per_request", value=200, unit="tokens"),
             AssumptionRow(name="utilisation", value=0.4, unit="share"),
-            AssumptionRow(name="engineering_usd", value=10_000, unit="USD"),
+            AssumptionRow(name="engineering_cost", value=10_000, unit="currency"),
         ],
         stages=[
             Stage(name=name, state=state, seconds=seconds, digest=digest(name))

@@ -214,7 +214,7 @@ def test_unknown_codes_and_tasks_stand_for_themselves(no_charts):
 
 def test_charts_without_data_say_why():
     page = visible(render(make_results.without_latency(), "en"))
-    assert page.count("Not drawn: latency measurement is switched off.") == 5
+    assert page.count("Not drawn: latency measurement is switched off.") == 6
     assert "Not drawn" not in visible(full_page("en"))
 
 

@@ -79,7 +79,7 @@ def test_parent_and_children(home, run_dir):
         assert points == [(int(point["tokens"]), point["validation_loss"]) for point in candidate.training.curve]
     students = [set(tracking.metrics(found)) for name, found in result.candidates.items() if name != "teacher"]
     assert all(keys == students[0] for keys in students)
-    assert {"latency/ttft_ms_p50", "memory/peak_rss_mb", "roi/npv_usd"} < students[0]
+    assert {"latency/ttft_ms_p50", "memory/peak_rss_mb", "roi/npv"} < students[0]
 
 
 def test_empty_candidates_are_tracked_too(home, run_dir):
