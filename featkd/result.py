@@ -207,6 +207,7 @@ class Result(Part):
 
     schema_: Literal["featkd.result/1"] = Field(SCHEMA, alias="schema")
     run_id: str
+    priced_from: str | None = Field(None, description="Of a run that was priced again: whose measurements these are.")
     name: str
     title: str
     created: str = Field(description="ISO 8601, UTC.")

@@ -3,6 +3,7 @@
 spec = load("poc.yaml", overrides=["cost.price_per_hour=2.5"])
 """
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,17 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Spec:
         raise InputError(f"spec: {path} cannot be read as YAML: {_one_line(error)}") from None
     if not isinstance(tree, dict):
         raise InputError(f"spec: {path} is not a mapping of sections; start from flows/specs/default.yaml")
-    for override in overrides or []:
-        _set(tree, override)
+    tree = overridden(tree, overrides or [])
     _absolute_paths(tree, path.resolve().parent)
     return validate(tree)
+
+
+def overridden(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """A copy of plain values with `key.of.sections=value` set. Raises InputError."""
+    tree = copy.deepcopy(tree)
+    for override in overrides:
+        _set(tree, override)
+    return tree
 
 
 def validate(tree: dict[str, Any]) -> Spec:
@@ -53,7 +61,9 @@ def _set(tree: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     node: Any = tree
     for name in parents:
-        node = node.setdefault(name, {}) if isinstance(node, dict) else None
+        if isinstance(node, dict) and node.get(name) is None:
+            node[name] = {}
+        node = node[name] if isinstance(node, dict) else None
     if not isinstance(node, dict):
         raise InputError(f"--set {override}: {'.'.join(parents)} is not a section")
     node[last] = value

@@ -92,6 +92,33 @@ def report(
     return DONE
 
 
+@app.command("roi")
+def roi_(run: Run, set_: Overrides = None, root: Root = Path(".")) -> int:
+    """Price a finished run again, with other figures of `cost` or `teacher.serving`: a new version of it, and of its
+    report."""
+    from flows import repricing
+
+    home = home_of(root)
+    folder = status.find_run(home, run)
+    out, result, record = repricing.reprice(home, folder, status.read_result(folder), set_ or [])
+    for name, candidate in result.candidates.items():
+        if candidate.roi.npv:
+            said, saving = candidate.verdict.verdict or "", candidate.roi.monthly_saving.value
+            say(f"{name:<24} {said:<14} saves {saving:,.0f} a month, worth {candidate.roi.npv.value:,.0f}")
+    emit(
+        {
+            "run_id": result.run_id,
+            "priced_from": result.priced_from,
+            "result": str(out / "result.json"),
+            "report": str(next(out.glob("report*.html"))),
+            "verdicts": {name: c.verdict.verdict for name, c in result.candidates.items() if c.arm != "teacher"},
+            "recommendation": result.recommendation.model_dump(mode="json"),
+            "ledger": {"record": record["number"], "hash": record["hash"]},
+        }
+    )
+    return DONE
+
+
 @app.command("list")
 def list_(root: Root = Path(".")) -> int:
     """The runs of this folder, the newest first."""

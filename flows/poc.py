@@ -15,11 +15,11 @@ from prefect import flow
 
 from featkd import environment
 from featkd.child import Event
-from featkd.decide import advice, assemble, frontier, ledger, roi, rollout, sizes, verdict
+from featkd.decide import judgement, ledger, roi, verdict
 from featkd.decide.evidence import Evidence, scores
 from featkd.errors import InputError, ModelFailed, RunError
 from featkd.models import given
-from featkd.result import Adequacy, Candidate, Champion, DataSummary, Result, Sizes
+from featkd.result import Adequacy, Champion, DataSummary, Result
 from featkd.spec import Spec
 from featkd.store import Artefact
 from flows import beside, champion, preflight, promotion
@@ -178,25 +178,14 @@ class Poc:
 
     def result(self, run_id: str) -> Result:
         """Price and judge. Empty candidates keep the reason why."""
-        adequacy = self.adequacy()
-        evidence, serving = list(self.evidence.values()), self.serving and self.serving.evidence
-        with self.context.log.timed("roi"):
-            seen = pandas.read_parquet(self.kept["overlap"].path / "overlap.parquet")
-            candidates = assemble.candidates(self.spec, evidence, self.chance, adequacy, seen, serving)
-        comparisons = assemble.comparisons(evidence)
+        adequacy, serving = self.adequacy(), self.serving and self.serving.evidence
         with self.context.log.timed("gates") as entry:
-            recommendation = verdict.recommend(candidates, adequacy.adequate)
-            if recommendation.candidate:
-                chosen, teacher = candidates[recommendation.candidate], candidates["teacher"]
-                plan = rollout.rollout(chosen, teacher, self.spec.rules("teacher"))
-                recommendation = recommendation.model_copy(update={"rollout": plan})
-            else:
-                epochs = self.spec.training.tokens / self.blocks.meta["training_tokens"]
-                steps = advice.advice(candidates, comparisons, epochs)
-                recommendation = recommendation.model_copy(update={"next": steps})
-            entry["note"] = ", ".join(
-                f"{name} {found.verdict.verdict}" for name, found in candidates.items() if found.verdict.verdict
-            )
+            seen = pandas.read_parquet(self.kept["overlap"].path / "overlap.parquet")
+            judged = judgement.judge(
+                self.spec, list(self.evidence.values()), self.chance, adequacy, seen,
+                self.blocks.meta["training_tokens"], serving,
+            )  # fmt: skip
+            entry["note"] = judged.verdicts
         meta = self.corpus.meta
         return Result(
             run_id=run_id,
@@ -218,21 +207,16 @@ class Poc:
                 labels=meta["labels"],
             ),
             adequacy=adequacy,
-            recommendation=recommendation,
-            candidates=candidates,
-            champion=serving
-            and Champion(**self.serving.version.told, comparisons=assemble.beside_champion(evidence, serving)),
-            comparisons=comparisons,
-            sizes=self._sizes(candidates, evidence),
+            recommendation=judged.recommendation,
+            candidates=judged.candidates,
+            champion=serving and Champion(**self.serving.version.told, comparisons=judged.beside_champion),
+            comparisons=judged.comparisons,
+            sizes=judged.sizes,
             assumptions=roi.assumptions(self.spec.cost, self.spec.teacher.serving),
             overrides=ledger.overrides(self.context.home / ledger.FOLDER, self.spec.name),
             stages=self.context.log.stages,
             evidence={name: artefact.key for name, artefact in self.kept.items()},
         )
-
-    def _sizes(self, candidates: dict[str, Candidate], evidence: list[Evidence]) -> Sizes | None:
-        found = sizes.sizes(candidates, self.spec.rules("teacher"), assemble.paired(evidence))
-        return found and found.model_copy(update={"crossings": frontier.crossings(self.spec, evidence, self.chance)})
 
 
 def run(spec: Spec, root: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ html = render(result, "ja")
 """
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,50 +24,58 @@ VERDICT_MARKS = {"go": MARKS["pass"], "no-go": MARKS["fail"], "inconclusive": "?
 def render(result: Result, language: Literal["en", "ja"]) -> str:
     """The report page. Raises InputError for a language there are no texts for."""
     t = text.load(language, _currency(result))
-    jinja = Environment(
+    found = findings.distillation(result, t)
+    return (
+        _templates()
+        .get_template("page.html.j2")
+        .render(
+            r=result,
+            t=t,
+            title=result.title or result.name,
+            sentence=findings.verdict_sentence(result, t),
+            size_sentence=sizes.sentence(result, t),
+            crossings=sizes.crossings(result, t),
+            next_steps=findings.next_steps(result, t),
+            feature_cost=sizes.feature_cost(result, t),
+            own_seconds=sizes.own_seconds,
+            key_figures=findings.key_figures(result, t),
+            adequacy_lines=findings.adequacy_lines(result, t),
+            comparison=view.comparison(result, t),
+            fidelity=behaviour.agreement(result, t),
+            rollout=behaviour.rollout(result, t),
+            checks=behaviour.guardrails(result, t),
+            overlaps=view.overlaps(result, t),
+            turned=len(result.candidates) > MATRIX_COLUMNS,
+            found=found,
+            business=business.case(result, t),
+            beside_champion=findings.beside_champion(result, t),
+            alignment=alignment.stated(result, t),
+            signal=signal.stated(result, t),
+            found_sentences=findings.distillation_sentences(found, t),
+            charts=charts.draw_all(result, t),
+            gates={name: findings.gate_rows(c, t) for name, c in view.students(result).items()},
+            students=view.students(result),
+            why={section: findings.reasons_by_code(result, section) for section in ("fidelity", "guardrails")},
+            limits=limits.stated(result, t),
+            environment=_flat(result.environment),
+            providers=sorted({c.latency.provider for c in result.candidates.values() if c.latency.provider}),
+            spec_yaml=yaml.safe_dump(result.spec, sort_keys=False, allow_unicode=True, width=100),
+            n=numbers,
+            marks=MARKS,
+            verdict_marks=VERDICT_MARKS,
+            fold_rows=FOLD_ROWS,
+        )
+    )
+
+
+@cache
+def _templates() -> Environment:
+    return Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-    )
-    found = findings.distillation(result, t)
-    return jinja.get_template("page.html.j2").render(
-        r=result,
-        t=t,
-        title=result.title or result.name,
-        sentence=findings.verdict_sentence(result, t),
-        size_sentence=sizes.sentence(result, t),
-        crossings=sizes.crossings(result, t),
-        next_steps=findings.next_steps(result, t),
-        feature_cost=sizes.feature_cost(result, t),
-        own_seconds=sizes.own_seconds,
-        key_figures=findings.key_figures(result, t),
-        adequacy_lines=findings.adequacy_lines(result, t),
-        comparison=view.comparison(result, t),
-        fidelity=behaviour.agreement(result, t),
-        rollout=behaviour.rollout(result, t),
-        checks=behaviour.guardrails(result, t),
-        overlaps=view.overlaps(result, t),
-        turned=len(result.candidates) > MATRIX_COLUMNS,
-        found=found,
-        business=business.case(result, t),
-        beside_champion=findings.beside_champion(result, t),
-        alignment=alignment.stated(result, t),
-        signal=signal.stated(result, t),
-        found_sentences=findings.distillation_sentences(found, t),
-        charts=charts.draw_all(result, t),
-        gates={name: findings.gate_rows(c, t) for name, c in view.students(result).items()},
-        students=view.students(result),
-        why={section: findings.reasons_by_code(result, section) for section in ("fidelity", "guardrails")},
-        limits=limits.stated(result, t),
-        environment=_flat(result.environment),
-        providers=sorted({c.latency.provider for c in result.candidates.values() if c.latency.provider}),
-        spec_yaml=yaml.safe_dump(result.spec, sort_keys=False, allow_unicode=True, width=100),
-        n=numbers,
-        marks=MARKS,
-        verdict_marks=VERDICT_MARKS,
-        fold_rows=FOLD_ROWS,
     )
 
 

@@ -98,10 +98,11 @@ class Registry:
 
     def _run_of(self, result: Result, candidate: str) -> str:
         experiment = self._asked(tracking.experiment_of, self.store, result.spec, self.home)
-        wanted = f"tags.`featkd.run_id` = '{result.run_id}' and tags.candidate = '{candidate}'"
+        measured = result.priced_from or result.run_id
+        wanted = f"tags.`featkd.run_id` = '{measured}' and tags.candidate = '{candidate}'"
         found = self._asked(self.store.search_runs, [experiment], wanted)
         if not found:
-            raise RunError(f"MLflow at {tracking.tracking_uri(self.home)} has no run {result.run_id}; run it again")
+            raise RunError(f"MLflow at {tracking.tracking_uri(self.home)} has no run {measured}; run it again")
         return found[0].info.run_id
 
     def _source(self, run_id: str, onnx: Artefact) -> str:

@@ -155,11 +155,19 @@ def test_mlflow_has_a_parent_and_its_children_with_the_same_keys(first, root, mo
 def test_a_new_price_changes_the_money_and_reuses_the_rest(first, root, result):
     again = featkd("run", TINY, "--set", "cost.price_per_hour=0.2", root=root)
     repriced = Result.model_validate_json(Path(outcome(again)["result"]).read_text())
-    kept = {name: state for name, state in states(again).items() if name not in ("roi", "gates", "report", "mlflow")}
+    kept = {name: state for name, state in states(again).items() if name not in ("gates", "report", "mlflow")}
     assert set(kept.values()) == {"reused"}, kept
     for name, candidate in repriced.candidates.items():
         before = result.candidates[name].roi.monthly_cost.value
         assert candidate.roi.monthly_cost.value == pytest.approx(2 * before)
+    again = outcome(featkd("roi", result.run_id, "--set", "cost.price_per_hour=0.2", root=root))
+    priced = Result.model_validate_json(Path(again["result"]).read_text())
+    assert (priced.priced_from, priced.run_id) == (result.run_id, f"{result.run_id}-priced-1")
+    assert priced.candidates == repriced.candidates and priced.recommendation == repriced.recommendation
+    assert (Path(again["report"]).parent / "evidence/latency/latency.json").is_file()
+    assert again["ledger"]["record"] > 1
+    wrong = featkd("roi", result.run_id, "--set", "training.tokens=5", root=root)
+    assert wrong.returncode == 2 and "is not priced but measured or decided" in wrong.stderr
 
 
 def test_a_second_run_makes_nothing_again_but_an_artefact_that_was_damaged(first, root, result):
@@ -169,7 +177,7 @@ def test_a_second_run_makes_nothing_again_but_an_artefact_that_was_damaged(first
     outcome(again)
     stages = states(again)
     assert {name for name, state in stages.items() if state != "reused"} == {
-        "export sft", "roi", "gates", "report", "mlflow"
+        "export sft", "gates", "report", "mlflow"
     }  # fmt: skip
     assert len(stages) >= 20
 

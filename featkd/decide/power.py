@@ -1,8 +1,8 @@
 """How many examples would settle what is open."""
 
 import math
+from collections.abc import Callable
 
-from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri
 
 from featkd.result import Interval
@@ -32,7 +32,16 @@ def examples_needed(
         spread = math.sqrt(1 + then**2)
         return float(ndtr((distance - z * then) / spread) + ndtr((-distance - z * then) / spread)) - POWER
 
-    times = 1.0 if decided(0.0) >= 0 else math.exp(brentq(decided, 0.0, math.log(MOST)))
+    times = 1.0 if decided(0.0) >= 0 else math.exp(_root(decided, math.log(MOST)))
     if as_good is not None and as_good != bound:
         times = max(times, ((z + float(ndtri(POWER))) * error / (as_good - bound)) ** 2)
     return math.ceil(examples * times)
+
+
+def _root(rising: Callable[[float], float], most: float) -> float:
+    """Where it crosses 0 between 0 and `most`, by halves: scipy.optimize takes longer to load than all else here."""
+    low, high = 0.0, most
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        low, high = (low, middle) if rising(middle) >= 0 else (middle, high)
+    return high

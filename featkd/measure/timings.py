@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy.stats import t
+from scipy.special import stdtrit
 
 from featkd.result import Energy, Interval, Latency, Memory, OperatingPoint, Times
 
@@ -95,7 +95,7 @@ def over_rounds(values: Any) -> Interval:
     rounds, mean = len(logs), logs.mean()
     if np.ptp(logs) < 1e-12:  # rounding
         return Interval(value=float(np.exp(mean)))
-    half = t.ppf((1 + LEVEL) / 2, rounds - 1) * logs.std(ddof=1) / np.sqrt(rounds)
+    half = stdtrit(rounds - 1, (1 + LEVEL) / 2) * logs.std(ddof=1) / np.sqrt(rounds)
     return Interval(value=float(np.exp(mean)), low=float(np.exp(mean - half)), high=float(np.exp(mean + half)))
 
 
@@ -128,7 +128,7 @@ def _rounds_needed(found: Interval, rounds: int) -> int | None:
         return None
 
     def width(of: float) -> float:
-        return float(t.ppf((1 + LEVEL) / 2, of - 1)) / math.sqrt(of)
+        return float(stdtrit(of - 1, (1 + LEVEL) / 2)) / math.sqrt(of)
 
     spread = math.log(found.high / found.value) / width(rounds)
     return next(n for n in itertools.count(rounds + 1) if spread * width(n) <= math.log1p(PRECISE))
