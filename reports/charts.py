@@ -6,6 +6,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from featkd.result import Result
 from reports import numbers
 from reports.chart_parts import Chart, arm_label, bounds, by_size, finish, once_per_training, shown
+from reports.charts_layers import layers
 from reports.charts_money import cash_flow, tornado
 from reports.charts_serving import latency, memory, throughput
 from reports.charts_sizes import sizes
@@ -34,7 +35,7 @@ from reports.view import is_share, students, task_names, teacher_of
 def draw_all(result: Result, t: Text) -> list[Chart]:
     with matplotlib.rc_context(RC):
         drawn = [quality, sizes] if result.sizes else [quality]
-        drawn += [trade_off, latency, throughput, memory, cash_flow, tornado, training]
+        drawn += [trade_off, latency, throughput, memory, cash_flow, tornado, training, layers]
         return [draw(result, t) for draw in drawn]
 
 

@@ -5,11 +5,12 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from featkd.result import Result
 from reports import business, numbers
 from reports.chart_parts import Chart, by_size, finish, finite
-from reports.svg import INK, Entry, Style, frame, line, short_number, styles, to_svg
+from reports.svg import INK, MUTED, Entry, Style, frame, line, short_number, styles, to_svg
 from reports.text import Text
 
 TORNADO_BARS = 8
-LOW, HIGH = Style("#5b6770", "s", "-"), Style(INK, "s", "-")
+SEEN = 0.01  # of the longest bar
+LOW, HIGH = Style(MUTED, "s", "-"), Style(INK, "s", "-")
 
 
 def tornado(result: Result, t: Text) -> Chart:
@@ -17,22 +18,23 @@ def tornado(result: Result, t: Text) -> Chart:
     name = business.whose(result)
     roi = result.candidates[name].roi if name else None
     panels, rows = [], []
-    if roi and roi.sensitivities and roi.npv:
-        shown_ = roi.sensitivities[:TORNADO_BARS]
-        labels = [t.code("assumption_short", one.name) for one in shown_]
+    if roi and roi.npv and any(one.npv_low != one.npv_high for one in roi.sensitivities):
+        least = SEEN * abs(roi.sensitivities[0].npv_high - roi.sensitivities[0].npv_low)
+        told = [one for one in roi.sensitivities if abs(one.npv_high - one.npv_low) > least][:TORNADO_BARS]
+        labels = [t.code("assumption_short", one.name) for one in told]
         legend = [Entry(t("charts.at_low"), LOW, "bar"), Entry(t("charts.at_high"), HIGH, "box")]
-        figure, axes = frame(26 * len(shown_), labels, t("charts.npv"), legend=legend)
+        figure, axes = frame(26 * len(told), labels, t("charts.npv"), legend=legend)
         axes.axvline(roi.npv.value, color=INK, linewidth=1)
-        for y, one in enumerate(shown_):
+        for y, one in enumerate(told):
             start = roi.npv.value
             axes.barh(y, one.npv_low - start, 0.55, left=start, color=LOW.colour)
-            axes.barh(y, one.npv_high - start, 0.55, left=start, facecolor="white", edgecolor=INK, linewidth=1)
+            axes.barh(y, one.npv_high - start, 0.55, left=start, facecolor="none", edgecolor=INK, linewidth=1)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(FuncFormatter(short_number))
         panels.append(("", to_svg(figure, "tornado-0", t("charts.tornado.title"))))
         rows = [
             [label, *(numbers.significant(value) for value in (one.low, one.high, one.npv_low, one.npv_high))]
-            for label, one in zip(labels, shown_, strict=True)
+            for label, one in zip(labels, told, strict=True)
         ]
     columns = ["assumption", "low", "high", "npv_low", "npv_high"]
     return finish("tornado", panels, rows, columns, result, t, "roi")

@@ -3,6 +3,7 @@
 import math
 import random
 
+from make_decisions import transfer
 from make_money import around, money
 
 from featkd.result import (
@@ -159,6 +160,7 @@ def candidate(arm: str, size: str = "s", precision: str = "fp32", shrink: float 
             rss_ratio=None if teacher else around(0.646 * shrink, 0.009),
         ),
         energy=Energy(counter="rapl", joules_per_1000_tokens=around(14e3 / speed, 300 / speed)),
+        transfer=transfer(arm),
         roi=money(speed, DECODE["teacher"], teacher),
         verdict=Decision(why="baseline") if teacher else decision(arm),
     )
