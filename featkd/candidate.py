@@ -161,7 +161,10 @@ class Roi(Part):
 
 class GateOutcome(Part):
     metric: str
-    against: Literal["teacher", "champion"] = "teacher"
+    against: Literal["teacher", "champion"] = Field(
+        "teacher",
+        description="What it was judged against: the teacher, too, where a rule says champion and none serves.",
+    )
     at_least: float | None = None
     at_most: float | None = None
     severity: Literal["block", "warn"]

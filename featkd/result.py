@@ -161,6 +161,9 @@ class Champion(Part):
     candidate: str
     artefact: str = Field(description="Of its ONNX folder.")
     comparisons: list[Comparison] = Field(default_factory=list, description="Each student of this run with it.")
+    why: Literal["other-tokenizer"] | None = Field(
+        None, description="Why its guardrails, speed, memory and money are not compared."
+    )
 
 
 class DataSummary(Part):

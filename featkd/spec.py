@@ -201,6 +201,8 @@ class Spec(Section):
             )
         if self.cost.error_task and self.cost.error_task not in self.quality.tasks:
             raise ValueError(f"cost.error_task: {self.cost.error_task} is not a task of quality.tasks")
+        if self.cost.error_task == "heldout_perplexity":
+            raise ValueError("cost.error_task: heldout_perplexity has no right answers; write a task that counts them")
         for gate in self.gates:
             check = gate.metric.removeprefix("guardrails.").removesuffix(".worse")
             if gate.metric.startswith("guardrails.") and check not in self.guardrails.checks:

@@ -4,8 +4,10 @@ from typing import NamedTuple
 
 import pandas
 
+from featkd import result
 from featkd.decide.evidence import Evidence
 from featkd.errors import InputError
+from featkd.result import Comparison
 from featkd.store import Artefact
 from flows import beside, promotion
 from tasks import measure
@@ -15,6 +17,7 @@ from tasks.stages import say
 
 NAME = "champion"
 OF_TIMINGS = ("latency", "memory", "roi")
+OTHER_TOKENIZER = "other-tokenizer"
 
 
 class Champion(NamedTuple):
@@ -22,23 +25,28 @@ class Champion(NamedTuple):
     onnx: Artefact
     evidence: Evidence
 
-    def measure(self, context: Context, tasks: Artefact, suites: Artefact | None) -> beside.Kept:
+    def measure(self, context: Context, teacher: Artefact, tasks: Artefact, suites: Artefact | None) -> beside.Kept:
         """Its accuracy, and guardrails where a gate asks; returns what is to be kept. Raises RunError, InputError."""
         accuracy = measure.accuracy(context, NAME, self.onnx, tasks)
         self.evidence.samples = pandas.read_parquet(accuracy.path / "samples.parquet")
         kept = {f"accuracy-{NAME}": accuracy}
-        if suites is not None and "guardrails" in _asked(context):
+        if _tokenizer(self.onnx) != _tokenizer(teacher):
+            self.evidence.why = self.evidence.guards_why = OTHER_TOKENIZER
+            if _asked(context) - {"quality", "fidelity"}:
+                say(f"version {self.version.number}, the champion, has another tokenizer: prompts and times are of "
+                    "tokens, so gates against it on guardrails, speed, memory and money find nothing")  # fmt: skip
+        elif suites is not None and "guardrails" in _asked(context):
             kept |= beside.guardrails(context, self.evidence, self.onnx, suites)
         return kept
 
-    def timed(self, context: Context, teacher: Artefact) -> bool:
+    def timed(self, context: Context) -> bool:
         """Does a gate ask for its times? Of a model with other tokens they say nothing."""
-        if not _asked(context) & set(OF_TIMINGS):
-            return False
-        alike = _tokenizer(self.onnx) == _tokenizer(teacher)
-        if not alike:
-            say(f"version {self.version.number}, the champion, has another tokenizer: its times are not compared")
-        return alike
+        return bool(_asked(context) & set(OF_TIMINGS)) and self.evidence.why != OTHER_TOKENIZER
+
+    def told(self, comparisons: list[Comparison]) -> result.Champion:
+        """For the result."""
+        why = OTHER_TOKENIZER if self.evidence.why == OTHER_TOKENIZER else None
+        return result.Champion(**self.version.told, comparisons=comparisons, why=why)
 
 
 def serving(context: Context) -> Champion | None:
@@ -64,4 +72,5 @@ def _asked(context: Context) -> set[str]:
 
 
 def _tokenizer(onnx: Artefact) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in onnx.path.glob("tokenizer.*")}
+    names = ("tokenizer.*", "vocab.*", "merges.txt", "spiece.model")
+    return {file.name: file.read_bytes() for name in names for file in onnx.path.glob(name)}

@@ -79,13 +79,13 @@ def report(
 ) -> int:
     """Write the report page of a finished run again, from its result document and what persons decided since."""
     from featkd.decide import ledger
-    from reports.page import render
+    from reports.page import PAGES, render
 
     folder = status.find_run(home_of(root), run)
     result = status.read_result(folder)
     decided = ledger.overrides(home_of(root) / ledger.FOLDER, result.name)
     result = result.model_copy(update={"overrides": decided or result.overrides})
-    page = folder / ("report.html" if lang == "en" else f"report.{lang}.html")
+    page = folder / PAGES[lang]
     page.write_text(render(result, lang), encoding="utf-8")
     say(f"written: {page}")
     emit({"run_id": result.run_id, "report": str(page), "lang": lang})
@@ -97,6 +97,7 @@ def roi_(run: Run, set_: Overrides = None, root: Root = Path(".")) -> int:
     """Price a finished run again, with other figures of `cost` or `teacher.serving`: a new version of it, and of its
     report."""
     from flows import repricing
+    from reports.page import PAGES
 
     home = home_of(root)
     folder = status.find_run(home, run)
@@ -110,7 +111,7 @@ def roi_(run: Run, set_: Overrides = None, root: Root = Path(".")) -> int:
             "run_id": result.run_id,
             "priced_from": result.priced_from,
             "result": str(out / "result.json"),
-            "report": str(next(out.glob("report*.html"))),
+            "report": str(out / PAGES[result.spec["report"]["languages"][0]]),
             "verdicts": {name: c.verdict.verdict for name, c in result.candidates.items() if c.arm != "teacher"},
             "recommendation": result.recommendation.model_dump(mode="json"),
             "ledger": {"record": record["number"], "hash": record["hash"]},

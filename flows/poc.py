@@ -15,11 +15,11 @@ from prefect import flow
 
 from featkd import environment
 from featkd.child import Event
-from featkd.decide import judgement, ledger, roi, verdict
-from featkd.decide.evidence import Evidence, scores
+from featkd.decide import judgement, ledger, roi
+from featkd.decide.evidence import Evidence
 from featkd.errors import InputError, ModelFailed, RunError
 from featkd.models import given
-from featkd.result import Adequacy, Champion, DataSummary, Result
+from featkd.result import Adequacy, DataSummary, Result
 from featkd.spec import Spec
 from featkd.store import Artefact
 from flows import beside, champion, preflight, promotion
@@ -44,6 +44,7 @@ class Poc:
             self.evidence[name.name] = Evidence(name.name, name.arm, name.size, name.precision, self.spec.seeds[0])
         self.onnx: dict[str, Artefact] = {}
         self.kept: dict[str, Artefact] = {}
+        self.serving: champion.Champion | None = None
 
     def prepare(self) -> None:
         """Data, tokens, tasks and the teacher, which is trained last: tasks that cannot be built are told early."""
@@ -115,7 +116,7 @@ class Poc:
             if self.suites is not None:
                 self.kept |= beside.guardrails(self.context, found, onnx, self.suites)
             if found.arm != "teacher":
-                teacher = self._shipped(self.evidence["teacher"])
+                teacher = self.shipped(self.evidence["teacher"])
                 self.kept |= beside.tokens(self.context, found, teacher, onnx, self.tasks)
         return _samples(accuracy)
 
@@ -124,21 +125,13 @@ class Poc:
 
     def adequacy(self) -> Adequacy:
         """The teacher against chance and against each plain fine-tuned student that was measured so far."""
-        teacher = self.evidence["teacher"].samples
-        if teacher is None:
-            parity = self.evidence["teacher"].parity
+        teacher = self.evidence["teacher"]
+        if teacher.samples is None:
             raise RunError(
-                f"export: the teacher's ONNX logits differ from PyTorch's by {parity.max_abs_difference:.1e}, "
-                f"more than export.parity_tolerance {parity.tolerance:.0e}; nothing can be compared to it"
+                f"export: the teacher's ONNX logits differ from PyTorch's by {teacher.parity.max_abs_difference:.1e}, "
+                f"more than export.parity_tolerance {teacher.parity.tolerance:.0e}; nothing can be compared to it"
             )
-        controls = {
-            name: scores(found.samples, teacher, self.chance)
-            for name, found in self.evidence.items()
-            if found.arm == "sft" and found.samples is not None
-        }
-        asked = self.spec.teacher
-        most = asked.reference_perplexity and asked.reference_perplexity * asked.reference_factor
-        return verdict.adequacy(scores(teacher, teacher, self.chance), controls, asked.if_inadequate, most)
+        return judgement.adequacy(self.spec, list(self.evidence.values()), self.chance)
 
     def students(self) -> None:
         """Distil, then export and evaluate each student, the controls first; stop if the teacher is inadequate."""
@@ -158,8 +151,8 @@ class Poc:
     def speed(self) -> None:
         """Latency and memory of everything that was evaluated, in turns; again without a model that fails."""
         known = dict(self.evidence)
-        folders = {name: self._shipped(found) for name, found in known.items() if found.samples is not None}
-        if self.serving and self.serving.timed(self.context, folders["teacher"]):
+        folders = {name: self.shipped(found) for name, found in known.items() if found.samples is not None}
+        if self.serving and self.serving.timed(self.context):
             known[champion.NAME], folders[champion.NAME] = self.serving.evidence, self.serving.onnx
         while folders:
             try:
@@ -173,18 +166,16 @@ class Poc:
         for name in folders:
             known[name].latency = self.kept["latency"].json("latency.json")[name]
 
-    def _shipped(self, found: Evidence) -> Artefact:
+    def shipped(self, found: Evidence) -> Artefact:
         return self.onnx[_place(found, found.seed)]
 
     def result(self, run_id: str) -> Result:
         """Price and judge. Empty candidates keep the reason why."""
-        adequacy, serving = self.adequacy(), self.serving and self.serving.evidence
+        serving = self.serving and self.serving.evidence
         with self.context.log.timed("gates") as entry:
             seen = pandas.read_parquet(self.kept["overlap"].path / "overlap.parquet")
-            judged = judgement.judge(
-                self.spec, list(self.evidence.values()), self.chance, adequacy, seen,
-                self.blocks.meta["training_tokens"], serving,
-            )  # fmt: skip
+            evidence, tokens = list(self.evidence.values()), self.blocks.meta["training_tokens"]
+            judged = judgement.judge(self.spec, evidence, self.chance, seen, tokens, serving)
             entry["note"] = judged.verdicts
         meta = self.corpus.meta
         return Result(
@@ -206,10 +197,10 @@ class Poc:
                 training_tokens=self.blocks.meta["training_tokens"],
                 labels=meta["labels"],
             ),
-            adequacy=adequacy,
+            adequacy=judged.adequacy,
             recommendation=judged.recommendation,
             candidates=judged.candidates,
-            champion=serving and Champion(**self.serving.version.told, comparisons=judged.beside_champion),
+            champion=self.serving and self.serving.told(judged.beside_champion),
             comparisons=judged.comparisons,
             sizes=judged.sizes,
             assumptions=roi.assumptions(self.spec.cost, self.spec.teacher.serving),
@@ -239,7 +230,7 @@ def poc(spec: Spec, root: Path) -> dict[str, Any]:
         work.prepare()
         work.measure_quality("teacher", {None: work.teacher})
         if work.serving:
-            work.kept |= work.serving.measure(context, work.tasks, work.suites)
+            work.kept |= work.serving.measure(context, work.shipped(work.evidence["teacher"]), work.tasks, work.suites)
         begun = work.adequacy()
         work.overlap()
         if begun.action != "stopped":

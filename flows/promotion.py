@@ -116,9 +116,11 @@ def roll_back(
 
 
 def _check_go(records: list[ledger.Record], result: Result, name: str) -> None:
-    """By the ledger, not by a file that anyone may edit: what the gates said of this very model, or a person since."""
-    of_run = [one for one in records if one.get("run_id") == result.run_id]
-    verdict = next((one["candidates"].get(name) for one in of_run if one["kind"] == "verdict"), None)
+    """By the ledger, not by a file that anyone may edit: what the gates said of this very model, or a person since; of
+    a run that was priced again, what a person said of its measurements holds."""
+    of_run = [one for one in records if one.get("run_id") in (result.run_id, result.priced_from)]
+    told = (one for one in of_run if one["kind"] == "verdict" and one["run_id"] == result.run_id)
+    verdict = next((one["candidates"].get(name) for one in told), None)
     if verdict is None or verdict["artefact"] != result.candidates[name].artefact:
         raise InputError(f"RUN: no verdict on {name} of {result.run_id}, as it is, is in the ledger; run it again")
     said = [one["verdict"] for one in of_run if one["kind"] == "override" and one["candidate"] == name]

@@ -66,8 +66,14 @@ def _row(folder: Path) -> dict[str, Any]:
 
 
 def _run_folders(home: Path) -> list[Path]:
-    found = [path.parent for path in (home / "runs").glob("*/result.json")]
-    return sorted(found, key=lambda folder: folder.name, reverse=True)
+    found = [path.parent for path in (home / "runs").glob("*/result.json") if ".partial-" not in path.parent.name]
+    return sorted(found, key=_age, reverse=True)
+
+
+def _age(folder: Path) -> tuple[str, int]:
+    """By its name: when it was measured, and how often it was priced since."""
+    measured, _, version = folder.name.partition("-priced-")
+    return measured, int(version) if version.isdigit() else 0
 
 
 def diagnose(home: Path) -> dict[str, Any]:

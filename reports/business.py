@@ -44,11 +44,12 @@ def _sentences(result: Result, candidate: Candidate, t: Text) -> list[str]:
     worth = numbers.figure(roi.npv, t)
     told = [t("business.npv", months=months, npv=str(worth._replace(value=t("format.money", value=worth.value))))]
     if roi.return_on_investment:
-        told.append(t("business.return", share=str(numbers.percent(roi.return_on_investment, t))))
+        told.append(t("business.return", months=months, share=str(numbers.percent(roi.return_on_investment, t))))
     if roi.break_even_requests == "never":
         told.append(t("business.never"))
     elif roi.break_even_requests is not None:
         told.append(t("business.break_even", requests=numbers.significant(roi.break_even_requests, 2)))
+        told += [t("business.not_here")] if roi.npv.value < 0 else []
     if roi.sensitivities:
         most = roi.sensitivities[0]
         told.append(t("business.most", name=t.code("assumption_names", most.name)))

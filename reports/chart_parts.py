@@ -46,7 +46,7 @@ def once_per_training(members: dict[str, Candidate]) -> dict[str, Candidate]:
     """Precisions of one student share their training."""
     first: dict[tuple, str] = {}
     for name, candidate in members.items():
-        first.setdefault((candidate.arm, candidate.seed), name)
+        first.setdefault((candidate.arm, candidate.size, candidate.seed), name)
     return {name: members[name] for name in first.values()}
 
 

@@ -16,6 +16,7 @@ from reports import alignment, behaviour, business, charts, findings, limits, nu
 
 TEMPLATES = Path(__file__).parent / "templates"
 MATRIX_COLUMNS = 5  # with more candidates the table turns: one row per candidate, one table per group
+PAGES = {"en": "report.html", "ja": "report.ja.html"}
 FOLD_ROWS = 16  # longer tables are folded
 MARKS = {"pass": "\N{CHECK MARK}", "fail": "\N{BALLOT X}", "inconclusive": "?", "missing": "!"}
 VERDICT_MARKS = {"go": MARKS["pass"], "no-go": MARKS["fail"], "inconclusive": "?"}

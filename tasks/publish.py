@@ -5,12 +5,10 @@ from pathlib import Path
 
 from featkd.result import Result
 from featkd.store import Artefact
-from reports.page import render
+from reports.page import PAGES, render
 from tasks.context import Context
 from tasks.stages import stage
 from tasks.train import Model
-
-PAGES = {"en": "report.html", "ja": "report.ja.html"}
 
 
 @stage("report")

@@ -35,7 +35,7 @@ def candidates(
         seen = _seen(overlap, evidence[0].samples)
     sections = {found.name: measured(poc, found, evidence[0], chance, seen) for found in evidence}
     judged = _judge(poc, evidence, sections, chance, champion and _itself(champion, evidence))
-    decisions = _decisions(evidence, sections, judged, adequacy)
+    decisions = _decisions(evidence, sections, judged, adequacy, bool(poc.cost.error_cost.value))
     return {found.name: _candidate(found, sections[found.name], decisions[found.name]) for found in evidence}
 
 
@@ -108,7 +108,7 @@ def _candidate(found: Evidence, sections: Measured, decision: result.Decision) -
         parity=found.parity,
         failure=found.failure,
         transfer=result.Transfer(why="baseline") if found.arm == "teacher" else found.transfer,
-        **vars(sections),
+        **sections.sections(),
         verdict=decision,
     )
 
@@ -133,14 +133,18 @@ def _judge(
 
 
 def _decisions(
-    evidence: list[Evidence], sections: dict[str, Measured], judge: Judge, adequacy: result.Adequacy
+    evidence: list[Evidence],
+    sections: dict[str, Measured],
+    judge: Judge,
+    adequacy: result.Adequacy,
+    errors_cost: bool,
 ) -> dict[str, result.Decision]:
     """The verdict on each. Students whose costs pass are tested in sequence, at the levels that decide.sequence gives;
     that choice is made from timings, and these know nothing of the examples."""
     decisions: dict[str, result.Decision] = {}
     lines: dict[tuple[str, str], list[Evidence]] = {}
     for found in evidence:
-        decision = _beforehand(found, sections[found.name], judge, adequacy)
+        decision = _beforehand(found, sections[found.name], judge, adequacy, errors_cost)
         if decision is None:
             lines.setdefault((found.arm, found.precision), []).append(found)
         else:
@@ -157,7 +161,9 @@ def _decisions(
     return {name: _capped(one, doubt) if doubt else one for name, one in decisions.items()}
 
 
-def _beforehand(found: Evidence, sections: Measured, judge: Judge, adequacy: result.Adequacy) -> result.Decision | None:
+def _beforehand(
+    found: Evidence, sections: Measured, judge: Judge, adequacy: result.Adequacy, errors_cost: bool
+) -> result.Decision | None:
     """The decision on what is not to be tested by its examples: None for all else."""
     if found.arm == "teacher":
         return result.Decision(why="baseline")
@@ -171,7 +177,7 @@ def _beforehand(found: Evidence, sections: Measured, judge: Judge, adequacy: res
         return decision.model_copy(update={"verdict": None, "why": "ablation"})
     if sections.roi.meets_target is False and decision.verdict != "no-go":
         return decision.model_copy(update={"verdict": "no-go", "why": "target-missed"})
-    tested = decision.why == "gates" and gates.costs_pass(decision)
+    tested = decision.why == "gates" and gates.costs_pass(decision, errors_cost)
     return None if tested else decision
 
 

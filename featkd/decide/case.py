@@ -14,7 +14,7 @@
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from featkd.result import Scenario, Sensitivity
 HOURS_PER_MONTH = 365.25 * 24 / 12
 SECONDS_PER_MONTH = HOURS_PER_MONTH * 3600
 ROUNDING = 1 - 1e-9  # of machines, before these are rounded up
-MOST_STEPS = 1_000_000  # of machines that a break-even is looked for at
+MOST_STEPS = 1_000_000  # of machines, up to which a break-even is looked for
 Months = float | Literal["never"]
 
 
@@ -64,9 +64,11 @@ def capacity(at: Machine, cost: spec.Cost) -> float:
     return math.inf if seconds == 0 else SECONDS_PER_MONTH * cost.utilisation.value / cost.peak_factor.value / seconds
 
 
-def monthly_cost(served: Machine | Hosted, cost: spec.Cost) -> float:
+def monthly_cost(served: Machine | Hosted, cost: spec.Cost, whole: bool = True) -> float:
+    """whole: of whole machines."""
     if isinstance(served, Machine):
-        return machines(served, cost) * served.month(cost)
+        count = machines(served, cost) if whole else cost.requests_per_month.value / capacity(served, cost)
+        return count * served.month(cost)
     return cost.requests_per_month.value * _price_per_request(served, cost)
 
 
@@ -97,13 +99,15 @@ def _annuity(cost: spec.Cost) -> float:
 
 class Case(NamedTuple):
     """lost: share of answers that are wrong where the teacher's are right, less those that are right where its are
-    wrong. training_hours: what it took to make the student, its share of the teacher included."""
+    wrong. training_hours: what it took to make the student, its share of the teacher included. kept_running: upkeep and
+    re-distillations are new; not beside a student, which has them already."""
 
     student: Machine
     teacher: Machine | Hosted
     cost: spec.Cost
     training_hours: float
     lost: float = 0.0
+    kept_running: bool = True
 
     @property
     def training(self) -> float:
@@ -117,7 +121,8 @@ class Case(NamedTuple):
     def running(self) -> float:
         """Per month, whatever the volume: upkeep and re-distillations."""
         again = self.training + self.cost.evaluation_cost.value
-        return self.cost.monthly_upkeep.value + self.cost.redistillations_per_year.value / 12 * again
+        running = self.cost.monthly_upkeep.value + self.cost.redistillations_per_year.value / 12 * again
+        return running if self.kept_running else 0.0
 
     @property
     def errors(self) -> float:
@@ -125,7 +130,11 @@ class Case(NamedTuple):
 
     @property
     def saving(self) -> float:
-        served = monthly_cost(self.teacher, self.cost) - monthly_cost(self.student, self.cost)
+        return self.saved()
+
+    def saved(self, whole: bool = True) -> float:
+        """Per month. whole: of whole machines."""
+        served = monthly_cost(self.teacher, self.cost, whole) - monthly_cost(self.student, self.cost, whole)
         return served - self.running - self.errors
 
     @property
@@ -133,80 +142,96 @@ class Case(NamedTuple):
         return npv(self.saving, self.one_off_cost, self.cost)
 
     def break_even(self) -> Months:
-        """The fewest requests per month with an NPV of at least 0; 'never' where no volume has one.
+        """The fewest requests per month with an NPV of at least 0; 'never' where no volume has one. More need not pay:
+        where each request loses, what whole machines save at a small volume is lost at a large one.
 
-        The saving jumps up where the teacher needs one machine more, and falls from there to its next: looked at are
-        the volumes right above the jumps. Beside a hosted teacher it rises from one jump of the student to the next.
+        From one jump of the number of machines to the next, of either side, the saving is a line.
         """
-        cost, needed = self.cost, self.running + self.one_off_cost / _annuity(self.cost)
-        error, month = self.lost * cost.error_cost.value, self.student.month(cost)
-        step = capacity(self.student, cost) / ROUNDING
-        if not math.isfinite(step):
-            return "never"
+        needed = self.running + self.one_off_cost / _annuity(self.cost)
+        month, step = self.student.month(self.cost), capacity(self.student, self.cost) / ROUNDING
         if isinstance(self.teacher, Hosted):
-            gain = _price_per_request(self.teacher, cost) - error
-            if gain <= 0:
-                return "never"
-            before = np.arange(_steps(needed, gain * step - month, 0.0), dtype=float)
-            volume = np.maximum(np.ceil((needed + (before + 1) * month) / gain), np.floor(before * step) + 1)
-            pays = volume <= (before + 1) * step
+            its_month, its_step, price = 0.0, math.inf, _price_per_request(self.teacher, self.cost)
         else:
-            its_month, its_step = self.teacher.month(cost), capacity(self.teacher, cost) / ROUNDING
-            gain = its_month - (month / step + error) * its_step
-            before = np.arange(_steps(needed + month, gain, its_month), dtype=float)
-            volume = np.floor(before * its_step) + 1
-            pays = (before + 1) * its_month - np.ceil(volume / step) * month - error * volume >= needed
+            its_month, its_step = self.teacher.month(self.cost), capacity(self.teacher, self.cost) / ROUNDING
+            price = 0.0
+        slope = price - self.lost * self.cost.error_cost.value
+        gain = slope + its_month / its_step - month / step  # of a request, on average
+        most = MOST_STEPS * min(step, its_step)
+        if gain:
+            most = min(most, (needed + its_month + month) / gain if gain > 0 else its_month / -gain)
+        if not math.isfinite(most):
+            return "never"
+        jumps = _jumps(most, step, its_step)
+        starts, ends = jumps[:-1], jumps[1:] - 1
+        machines_saved = np.ceil(starts / its_step) * its_month - np.ceil(starts / step) * month
+        volume = np.maximum(starts, np.ceil((needed - machines_saved) / slope)) if slope > 0 else starts
+        pays = (volume <= ends) & (machines_saved + slope * volume >= needed * ROUNDING)
         return float(volume[pays.argmax()]) if pays.any() else "never"
 
-    def sensitivities(self, rates: tuple[Machine, Machine] | None) -> list[Sensitivity]:
-        """NPV with one assumption off at a time by `cost.spread`, the most telling first. rates: the student's at the
-        ends of their measured interval."""
-        found = []
-        for name, (low, high) in self._off().items():
-            ends = [self._replace(cost=_with(self.cost, **{name: value})).npv for value in (low, high)]
-            found.append(Sensitivity(name=name, low=low, high=high, npv_low=ends[0], npv_high=ends[1]))
-        if rates is not None:
-            ends = [self._replace(student=machine).npv for machine in rates]
-            speeds = [machine.decode for machine in rates]
-            told = {"low": speeds[0], "high": speeds[1], "npv_low": ends[0], "npv_high": ends[1]}
-            found.append(Sensitivity(name="throughput", **told))
+    def sensitivities(self, measured: dict[str, list[Any]], served_is_told: bool) -> list[Sensitivity]:
+        """NPV with one assumption off at a time by `cost.spread`, or one measurement at the ends of its interval; the
+        most telling first.
+
+        measured: 'throughput' of the student and share 'lost', at their ends. served_is_told: how the teacher is served
+        is an assumption, too.
+        """
+        ends = self._assumed(served_is_told) | {name: self._measured(name, at) for name, at in measured.items()}
+        found = [
+            Sensitivity(name=name, low=low, high=high, npv_low=at_low.npv, npv_high=at_high.npv)
+            for name, ((low, at_low), (high, at_high)) in ends.items()
+            if low != high
+        ]
         return sorted(found, key=lambda one: -abs(one.npv_high - one.npv_low))
 
-    def scenarios(self, sensitivities: list[Sensitivity]) -> list[Scenario]:
-        """As assumed; and all that the spec assumes off at once, each to its worse side, or to its better one."""
+    def scenarios(self, served_is_told: bool) -> list[Scenario]:
+        """As assumed; and all that the spec assumes off at once, each to its worse side, or to its better one. Which is
+        which is asked of machines that are not rounded up."""
         told = []
         for name in ("pessimistic", "expected", "optimistic"):
-            values = {}
-            for one in sensitivities:
-                if one.name != "throughput" and name != "expected":
-                    low_is_worse = one.npv_low <= one.npv_high
-                    values[one.name] = one.low if low_is_worse == (name == "pessimistic") else one.high
-            case = self._replace(cost=_with(self.cost, **values))
+            case = self
+            for assumed in self._assumed(served_is_told) if name != "expected" else ():
+                ends = [end for _, end in case._assumed(served_is_told)[assumed]]
+                case = (min if name == "pessimistic" else max)(ends, key=Case._unrounded)
             saving, one_off = case.saving, case.one_off_cost
             told.append(
                 Scenario(name=name, monthly_saving=saving, npv=case.npv, payback_months=payback_months(saving, one_off))
             )
         return told
 
-    def _off(self) -> dict[str, tuple[float, float]]:
-        """Assumptions to their values at both ends."""
-        spread = self.cost.spread
-        found = {}
+    def _unrounded(self) -> float:
+        return npv(self.saved(whole=False), self.one_off_cost, self.cost)
+
+    def _assumed(self, served_is_told: bool) -> "dict[str, list[tuple[float, Case]]]":
+        """Assumption to (value, case) at its low and its high end. What is 0 cannot be off."""
+        factors, found = (1 - self.cost.spread, 1 + self.cost.spread), {}
         for name in ASSUMED:
             value = getattr(self.cost, name).value
             if value:
-                low, high = value * (1 - spread), value * (1 + spread)
-                found[name] = (max(1.0, low), high) if name == "peak_factor" else (low, high)
-        if "utilisation" in found:
-            found["utilisation"] = (found["utilisation"][0], min(1.0, found["utilisation"][1]))
+                least, most = LIMITS.get(name, (0.0, math.inf))
+                ends = [min(most, max(least, value * factor)) for factor in factors]
+                found[name] = [(end, self._replace(cost=_with(self.cost, **{name: end}))) for end in ends]
+        if served_is_told:
+            teachers = [_scaled(self.teacher, factor) for factor in factors]
+            found["serving"] = [(teacher[1], self._replace(teacher=teacher)) for teacher in teachers]
         return found
+
+    def _measured(self, name: str, at: list[Any]) -> "list[tuple[float, Case]]":
+        if name == "throughput":
+            return [(machine.decode, self._replace(student=machine)) for machine in at]
+        return [(share, self._replace(lost=share)) for share in at]
 
 
 ASSUMED = (
     "requests_per_month", "input_tokens_per_request", "output_tokens_per_request", "price_per_hour", "utilisation",
     "peak_factor", "engineering_cost", "evaluation_cost", "monthly_upkeep", "redistillations_per_year",
-    "training_price_per_hour", "error_cost",
+    "training_price_per_hour", "error_cost", "discount_rate",
 )  # fmt: skip
+LIMITS = {"utilisation": (0.0, 1.0), "peak_factor": (1.0, math.inf)}
+
+
+def _scaled(served: Machine | Hosted, factor: float) -> Machine | Hosted:
+    """Its prices, or its rates."""
+    return served._replace(**{name: getattr(served, name) * factor for name in served._fields[:2]})
 
 
 def _with(cost: spec.Cost, **values: float) -> spec.Cost:
@@ -215,9 +240,8 @@ def _with(cost: spec.Cost, **values: float) -> spec.Cost:
     )
 
 
-def _steps(needed: float, gain: float, jump: float) -> int:
-    """How many machines to look at. gain: of each, on average; jump: what the first may save at most."""
-    if gain == 0:
-        return MOST_STEPS if jump else 0
-    enough = needed / gain if gain > 0 else jump / -gain
-    return math.ceil(min(MOST_STEPS, enough)) + 2
+def _jumps(most: float, *steps: float) -> np.ndarray:
+    """The volumes right above which one side needs a machine more, to the first beyond `most`."""
+    each = [np.floor(np.arange(min(MOST_STEPS, math.ceil(most / step)) + 2) * step) + 1
+            for step in steps if math.isfinite(step)]  # fmt: skip
+    return np.unique(np.concatenate([one[one <= min(other[-1] for other in each)] for one in each]))

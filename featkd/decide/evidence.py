@@ -1,5 +1,6 @@
 """What is known of each candidate, and the sections that its gates look at, at any level of confidence."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -47,7 +48,16 @@ class Measured:
     latency: result.Latency
     memory: result.Memory
     energy: result.Energy
-    roi: result.Roi
+    price: Callable[[result.Quality], result.Roi]
+
+    @property
+    def roi(self) -> result.Roi:
+        """Where errors cost, at the level of `quality`."""
+        return self.price(self.quality)
+
+    def sections(self) -> dict[str, Any]:
+        names = ("quality", "fidelity", "guardrails", "latency", "memory", "energy", "roi")
+        return {name: getattr(self, name) for name in names}
 
     def at(self, level: float, found: Evidence, teacher: Evidence, chance: dict[str, float]) -> "Measured":
         """The same with the intervals of what examples tell at another level."""
@@ -89,7 +99,13 @@ def measured(
     teacher_speed = speed if is_teacher else _latency(teacher, teacher)[0]
     seconds = found.training.seconds if found.training and found.training.seconds else 0.0
     quality = _quality(found, teacher, chance, overlap)
-    serving = poc.teacher.serving if teacher.arm == "teacher" else None
+
+    def price(quality: result.Quality) -> result.Roi:
+        beside_student = teacher.arm != "teacher"
+        serving = None if beside_student else poc.teacher.serving
+        lost = _lost(quality, poc.cost)
+        return roi.price(speed, teacher_speed, poc.cost, seconds, is_teacher, serving, lost, beside_student)
+
     return Measured(
         quality=quality,
         fidelity=_fidelity(found, teacher),
@@ -97,7 +113,7 @@ def measured(
         latency=speed,
         memory=memory,
         energy=energy,
-        roi=roi.price(speed, teacher_speed, poc.cost, seconds, is_teacher, serving, _lost(quality, poc.cost)),
+        price=price,
     )
 
 
@@ -130,9 +146,9 @@ def _quality(
 
 
 def _lost(quality: result.Quality, cost: spec.Cost) -> result.Interval | None:
-    """What it is behind on the task whose errors cost; None where that is a perplexity, or was not measured."""
+    """What it is behind on the task whose errors cost; None where that counts no right answers, or was not measured."""
     score = quality.tasks.get(cost.error_task or "")
-    if score is None or score.difference is None or not score.higher_is_better:
+    if score is None or score.difference is None or not statistics.counts_right(score.metric):
         return None
     low, high = score.difference.low, score.difference.high
     return result.Interval(

@@ -37,11 +37,11 @@ def decide(
     of: the candidate beside the teacher. beside_champion: beside what serves now; None where that is the teacher.
     level: of the intervals of quality, fidelity and guardrails.
     """
-    beside = {"teacher": of, "champion": beside_champion or of}
-    outcomes = [
-        _with_examples(_judge(rule, _observe(rule.metric, beside[rule.against])), beside[rule.against], level)
-        for rule in rules
-    ]
+    outcomes = []
+    for rule in rules:
+        against = rule.against if beside_champion else "teacher"
+        sections = beside_champion if against == "champion" else of
+        outcomes.append(_with_examples(_judge(rule, against, _observe(rule.metric, sections)), sections, level))
     blocking = {gate.outcome for gate in outcomes if gate.severity == "block"}
     if not blocking:
         return Decision(verdict="inconclusive", why="no-blocking-gates" if rules else "no-gates", gates=outcomes)
@@ -52,12 +52,13 @@ def decide(
     return Decision(verdict=verdict, why="gates", gates=outcomes)
 
 
-def costs_pass(decision: Decision) -> bool:
-    """Do all blocking rules on latency, memory and ROI?"""
+def costs_pass(decision: Decision, errors_cost: bool = False) -> bool:
+    """Do all blocking rules on latency, memory and ROI? Where errors cost, ROI hangs on the examples, too."""
+    about_examples = (*ABOUT_TASKS, "roi") if errors_cost else ABOUT_TASKS
     return all(
         gate.outcome == "pass"
         for gate in decision.gates
-        if gate.severity == "block" and gate.metric.split(".")[0] not in ABOUT_TASKS
+        if gate.severity == "block" and gate.metric.split(".")[0] not in about_examples
     )
 
 
@@ -84,10 +85,10 @@ def _months(roi: Roi) -> Observed | None:
     return value, low, high
 
 
-def _judge(rule: spec.Gate, observed: Observed | None) -> GateOutcome:
+def _judge(rule: spec.Gate, against: Literal["teacher", "champion"], observed: Observed | None) -> GateOutcome:
     return GateOutcome(
         metric=rule.metric,
-        against=rule.against,
+        against=against,
         at_least=rule.at_least,
         at_most=rule.at_most,
         severity=rule.severity,

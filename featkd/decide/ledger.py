@@ -95,6 +95,8 @@ def verdict(folder: Path, result: Result) -> Record:
         "featkd",
         poc=result.name,
         run_id=result.run_id,
+        priced_from=result.priced_from,
+        result_sha256=hashlib.sha256(result.to_json().encode()).hexdigest(),
         spec_digest=result.spec_digest,
         data_digest=result.data.digest,
         recommendation=result.recommendation.model_dump(mode="json"),

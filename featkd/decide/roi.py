@@ -71,9 +71,11 @@ def price(
     is_teacher: bool,
     serving: pricing.Serving | None = None,
     lost: Interval | None = None,
+    beside_student: bool = False,
 ) -> Roi:
     """The ROI section of a candidate. training_seconds: what it took to make it, its share of the teacher included.
     lost: share of answers that are wrong where the teacher's are right, less those that are right where its are wrong.
+    beside_student: `teacher` is a student that serves, which has the same upkeep and re-distillations.
 
     Empty, with a reason, when the rates of either were not measured, or what is lost is not known and costs.
     """
@@ -99,14 +101,15 @@ def price(
     base = None if serving else operating_point(teacher, cost, is_teacher=True)[0]
     served = _served(serving) if serving else _machine(base)
     wrong = lost if lost and cost.error_cost.value else Interval(value=0.0, low=0.0, high=0.0)
-    case = Case(_machine(at), served, cost, training_seconds / 3600, wrong.value)
-    return Roi(**unit_costs, **_returns(case, _saving(case, at, base, wrong), at))
+    case = Case(_machine(at), served, cost, training_seconds / 3600, wrong.value, kept_running=not beside_student)
+    return Roi(**unit_costs, **_returns(case, _saving(case, at, base, wrong), at, bool(serving), wrong))
 
 
-def _returns(case: Case, saving: Interval, at: OperatingPoint) -> dict[str, Any]:
+def _returns(case: Case, saving: Interval, at: OperatingPoint, told: bool, lost: Interval) -> dict[str, Any]:
+    """told: how the teacher is served is told, not measured."""
     one_off, cost = case.one_off_cost, case.cost
-    low, high = _machine(at, "low"), _machine(at, "high")
-    sensitivities = case.sensitivities((low, high) if low and high else None)
+    measured = {"throughput": [_machine(at, bound) for bound in ("low", "high")], "lost": [lost.low, lost.high]}
+    sensitivities = case.sensitivities({n: ends for n, ends in measured.items() if None not in ends}, told)
     return {
         "monthly_saving": saving,
         "one_off_cost": one_off,
@@ -120,7 +123,7 @@ def _returns(case: Case, saving: Interval, at: OperatingPoint) -> dict[str, Any]
         "cash_flow": cash_flow(saving.value, one_off, cost),
         "break_even_requests": case.break_even(),
         "sensitivities": sensitivities,
-        "scenarios": case.scenarios(sensitivities),
+        "scenarios": case.scenarios(told),
     }
 
 

@@ -107,6 +107,8 @@ def _ece(confidence: np.ndarray, hit: np.ndarray, documents: np.ndarray, level: 
     gaps = np.zeros((len(names), BINS))
     np.add.at(gaps, (document, bins), confidence - hit)
     sizes = np.bincount(document, minlength=len(names))
+    if len(names) < 2:
+        return Interval(value=float(np.abs(gaps.sum(0)).sum() / len(hit)))
     rng = np.random.default_rng(0)
     times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)
     found = gaps.sum(0) / len(hit)

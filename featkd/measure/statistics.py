@@ -110,6 +110,11 @@ def is_accuracy(metric: str) -> bool:
     return metric in ACCURACIES
 
 
+def counts_right(metric: str) -> bool:
+    """Is it a share of right answers?"""
+    return is_accuracy(metric) or metric == "exact_match"
+
+
 class Sample:
     """The examples of one task, in documents, and the level of its intervals."""
 

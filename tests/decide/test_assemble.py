@@ -184,6 +184,36 @@ def test_a_gate_against_the_champion_holds_students_against_it_on_the_same_examp
 
     alone = assemble.candidates(poc, rows, CHANCE, ADEQUATE)["sft"].verdict
     assert alone.gates[1].observed == alone.gates[0].observed, "the teacher is what serves, while no student does"
+    assert {gate.against for gate in alone.gates} == {"teacher"}
+
+
+def test_where_errors_cost_money_is_judged_by_the_examples_and_at_their_level():
+    cost = spec.Cost(error_cost=0.5, error_task="heldout_continuation", engineering_cost=0, requests_per_month=1000)
+    money = {"metric": "roi.monthly_saving", "at_least": -1000}
+    poc = POC.model_copy(update={"cost": cost, "gates": [spec.Gate(**gate) for gate in (*GATED, money)]})
+    rows = evidence(sft={"samples": samples(0.8), "latency": timed(2.0, VARIED)},
+                    **{"logit-kd": {"samples": samples(0.9), "latency": timed(2.0, VARIED)}})  # fmt: skip
+    rows[0].latency = timed(2.0)
+    found = assemble.candidates(poc, rows, CHANCE, ADEQUATE)
+    for name, one in found.items():
+        if name != "teacher":
+            level, score = one.verdict.level, one.quality.tasks["heldout_continuation"]
+            lost = statistics.score(rows[1 if name == "sft" else 2].samples, rows[0].samples, 0.25, level).difference
+            judged = one.verdict.gates[1].observed
+            assert level >= 0.95
+            assert one.roi.monthly_saving.value == pytest.approx(500 * score.difference.value)
+            assert judged.high - one.roi.monthly_saving.high == pytest.approx(500 * (lost.high - score.difference.high))
+
+
+def test_beside_the_champion_upkeep_is_none_of_the_student_s():
+    cost = spec.Cost(monthly_upkeep=700, redistillations_per_year=12)
+    champion = Evidence("champion", "champion", samples=samples(0.9), latency=timed(2.0))
+    rows = evidence(sft={"samples": samples(0.9), "latency": timed(2.0, VARIED)})
+    rows[0].latency = timed(2.0)
+    rules = [{"metric": "roi.monthly_saving", "at_least": -1, "against": who} for who in ("teacher", "champion")]
+    poc = POC.model_copy(update={"cost": cost, "gates": [spec.Gate(**rule) for rule in rules]})
+    gates = assemble.candidates(poc, rows, CHANCE, ADEQUATE, champion=champion)["sft"].verdict.gates
+    assert gates[1].observed.value == 0 and gates[0].observed.value <= -700
 
 
 def test_one_that_costs_too_much_does_not_stand_in_the_way_of_a_smaller_one():

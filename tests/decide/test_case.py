@@ -86,7 +86,7 @@ ANY = {
         some.builds(Machine, some.floats(100, 5000), some.floats(10, 2000), some.none() | some.floats(0.5, 9)),
         some.builds(Hosted, some.floats(0, 9), some.floats(0, 30)),
     ),
-    "hours": some.floats(0, 50), "lost": some.floats(-0.1, 0.2), "error_cost": some.floats(0, 0.01),
+    "hours": some.floats(0, 50), "lost": some.floats(-0.1, 0.2), "error_cost": some.floats(0, 1),
     "error_task": some.just("t"), "engineering_cost": some.floats(0, 20_000), "monthly_upkeep": some.floats(0, 900),
     "evaluation_cost": some.floats(0, 900), "redistillations_per_year": some.floats(0, 12),
     "utilisation": some.floats(0.1, 1), "peak_factor": some.floats(1, 5), "discount_rate": some.floats(0, 0.3),
@@ -98,14 +98,15 @@ def with_volume(found, volume):
 
 
 @settings(deadline=None, max_examples=60)
-@given(some.fixed_dictionaries(ANY), some.lists(some.integers(0, 10**8), min_size=25, max_size=25))
-def test_no_volume_below_the_break_even_pays_and_that_one_does(changes, volumes):
+@given(some.fixed_dictionaries(ANY), some.lists(some.floats(0, 1), min_size=40, max_size=40))
+def test_no_volume_below_the_break_even_pays_and_that_one_does(changes, shares):
     found = case(**changes)
     least = found.break_even()
     if least != "never":
         assert with_volume(found, least).npv >= -1e-6 * (1 + found.one_off_cost)
-    for volume in volumes:
-        if least == "never" or volume < least:
+    for share in shares:
+        volume = math.floor(share**4 * 10**8) if least == "never" else math.floor(share * least)
+        if volume != least:
             assert with_volume(found, volume).npv < 1e-6 * (1 + found.one_off_cost), volume
 
 
@@ -132,16 +133,18 @@ def test_npv_rises_with_the_saving_and_agrees_with_payback(saving, more, one_off
 
 def test_the_tornado_moves_one_assumption_at_a_time_and_scenarios_all():
     found = case(requests_per_month=26_298_000, monthly_upkeep=100, spread=0.5)
-    bars = {one.name: one for one in found.sensitivities((Machine(1000, 250), Machine(4000, 1000)))}
+    bars = {
+        one.name: one for one in found.sensitivities({"throughput": [Machine(1000, 250), Machine(4000, 1000)]}, False)
+    }
     assert (bars["monthly_upkeep"].low, bars["monthly_upkeep"].high) == (50, 150)
     assert bars["monthly_upkeep"].npv_low - bars["monthly_upkeep"].npv_high == pytest.approx(12 * 100)
     assert bars["price_per_hour"].npv_high - found.npv == pytest.approx(12 * 9 * MONTH)
     assert bars["utilisation"].high == 0.75 and bars["peak_factor"].low == 1
     assert bars["throughput"].npv_low == pytest.approx(12 * (12 * MONTH - 100) - 5002)  # 12 machines
-    spans = [abs(one.npv_high - one.npv_low) for one in found.sensitivities(None)]
+    spans = [abs(one.npv_high - one.npv_low) for one in found.sensitivities({}, False)]
     assert spans == sorted(spans, reverse=True)
     assert not {"error_cost", "evaluation_cost", "redistillations_per_year"} & set(bars), "what is 0 cannot be off"
-    worse, expected, better = found.scenarios(found.sensitivities(None))
+    worse, expected, better = found.scenarios(False)
     assert worse.npv < expected.npv < better.npv
     assert (expected.npv, expected.monthly_saving) == pytest.approx((found.npv, found.saving))
     assert worse.payback_months == "never" or worse.payback_months > expected.payback_months
@@ -173,3 +176,29 @@ def test_how_the_teacher_is_served_is_told_one_way(given_, told):
 def test_a_volume_of_whole_requests():
     found = case(engineering_cost=0, hours=0)
     assert found.break_even() == 1 and math.isclose(with_volume(found, 1).npv, 0)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "lost"),
+    [(Machine(5000, 1000), Machine(2500, 500), -0.01), (Machine(2000, 500, 0.1), Machine(1000, 100, 4), 0.002)],
+)
+def test_the_break_even_beside_a_count_of_every_volume(student, teacher, lost):
+    """A student that is better than its teacher; and one whose whole machines save at a small volume alone."""
+    found = Case(student, teacher, spec.Cost(error_cost=30, error_task="t", engineering_cost=400), 0.0, lost)
+    first = next(volume for volume in range(1, 10_000) if with_volume(found, volume).npv >= 0)
+    assert found.break_even() == first
+
+
+def test_what_the_teacher_costs_as_it_is_told_is_an_assumption_too():
+    bars = {one.name: one for one in case(teacher=Hosted(3, 15)).sensitivities({}, True)}
+    assert (bars["serving"].low, bars["serving"].high) == (11.25, 18.75)
+    assert bars["serving"].npv_high - bars["serving"].npv_low == pytest.approx(12 * 0.5 * 2_629_800 * 1050e-6)
+
+
+@settings(deadline=None, max_examples=40)
+@given(some.fixed_dictionaries(ANY), some.integers(10**6, 10**9))
+def test_the_scenarios_are_in_order_but_for_whole_machines(changes, volume):
+    found = with_volume(case(**changes), volume)
+    worse, expected, better = found.scenarios(False)
+    rounding = 2 * 12 * (found.student.month(found.cost) + 9 * 730.5)
+    assert worse.npv <= expected.npv + rounding and expected.npv <= better.npv + rounding

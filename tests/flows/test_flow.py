@@ -38,8 +38,8 @@ def artefact(folder, largest=7, probe=3):
 def test_the_teacher_is_held_against_every_control_that_was_measured(tmp_path, monkeypatch):
     found = work(tmp_path)
     given = []
-    monkeypatch.setattr(poc, "scores", lambda samples, teacher, chance: f"{samples} beside {teacher}")
-    monkeypatch.setattr(poc.verdict, "adequacy", lambda *arguments: given.append(arguments))
+    monkeypatch.setattr(poc.judgement, "scores", lambda samples, teacher, chance: f"{samples} beside {teacher}")
+    monkeypatch.setattr(poc.judgement.verdict, "adequacy", lambda *arguments: given.append(arguments))
     found.evidence["teacher"].samples = "teacher"
     found.adequacy()
     found.evidence["sft-m-fp32"].samples = "m"
