@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from featkd import result, spec
@@ -50,7 +51,7 @@ class Measured:
     energy: result.Energy
     price: Callable[[result.Quality], result.Roi]
 
-    @property
+    @cached_property
     def roi(self) -> result.Roi:
         """Where errors cost, at the level of `quality`."""
         return self.price(self.quality)
